@@ -1,0 +1,97 @@
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "cpu/attention_cpu.h"
+
+namespace drope {
+
+namespace scalar {
+extern const CpuKernels kernels;
+}
+#ifdef __x86_64__
+namespace avx2 {
+extern const CpuKernels kernels;
+}
+namespace avx512 {
+extern const CpuKernels kernels;
+}
+namespace avx512bf16 {
+extern const CpuKernels kernels;
+}
+#endif
+
+namespace {
+
+struct Candidate {
+  const CpuKernels* kernels;
+  bool supported;
+};
+
+// Best first. To add an instruction set: its vec_<isa>.h, its attention_<isa>.cpp, a line here.
+std::vector<Candidate> candidates() {
+  std::vector<Candidate> list;
+#ifdef __x86_64__
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  list.push_back({&avx512bf16::kernels, has_bf16});
+  list.push_back({&avx512::kernels, has_avx512});
+  list.push_back({&avx2::kernels, has_avx2});
+#endif
+  list.push_back({&scalar::kernels, true});
+  return list;
+}
+
+const CpuKernels& find(const std::string& name, const char* origin) {
+  std::string usable;
+  bool known = false;
+  for (const Candidate& candidate : candidates()) {
+    const bool same = name == candidate.kernels->isa;
+    if (same && candidate.supported) return *candidate.kernels;
+    known = known || same;
+    if (candidate.supported)
+      usable += (usable.empty() ? "" : ", ") + std::string(candidate.kernels->isa);
+  }
+  throw std::invalid_argument(std::string(origin) + ": expected one of " + usable + ", got '" +
+                              name + "'" + (known ? ", which this CPU cannot run" : "") +
+                              "; unset it to use the best one");
+}
+
+std::atomic<const CpuKernels*> chosen{nullptr};
+
+}  // namespace
+
+std::vector<const CpuKernels*> supported_cpu_kernels() {
+  std::vector<const CpuKernels*> list;
+  for (const Candidate& candidate : candidates()) {
+    if (candidate.supported) list.push_back(candidate.kernels);
+  }
+  return list;
+}
+
+const CpuKernels& cpu_kernels() {
+  if (const CpuKernels* kernels = chosen) return *kernels;
+  const char* name = std::getenv("DROPE_CPU_ISA");
+  const CpuKernels* kernels = name != nullptr && *name != '\0' ? &find(name, "DROPE_CPU_ISA")
+                                                               : supported_cpu_kernels().front();
+  chosen = kernels;
+  return *kernels;
+}
+
+void force_cpu_isa(const std::string& name) {
+  chosen = name.empty() ? nullptr : &find(name, "cpu isa");
+}
+
+void attention_forward_cpu(const AttentionForwardParams& params, const CpuOptions& options) {
+  cpu_kernels().forward(params, options);
+}
+
+void attention_backward_cpu(const AttentionBackwardParams& params, const CpuOptions& options) {
+  cpu_kernels().backward(params, options);
+}
+
+}  // namespace drope

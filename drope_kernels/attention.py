@@ -1,0 +1,396 @@
+"""The public calls `attention`, `attention_varlen` and `explain`: validated here, run by the op."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Never, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from drope_kernels import ops, validate
+from drope_kernels.check_values import check_values
+from drope_kernels.dispatch import check_name, choose, explain_spec
+from drope_kernels.frequencies import constant
+from drope_kernels.rope import DEFAULT_ROPE, Rope
+
+
+class PackedOptions(TypedDict, total=False):
+    """What `attention` and `attention_varlen` have in common."""
+
+    rope: Rope | bool
+    causal: bool
+    scale: float | Tensor | None
+    window: int | None
+    softcap: float | None
+    positions: Tensor | None
+    kv_positions: Tensor | None
+    backend: str
+
+
+class AttentionOptions(PackedOptions, total=False):
+    """The keyword arguments of `attention`, apart from return_lse."""
+
+    q_start: int | Tensor | None
+    kv_start: Tensor | None
+    kv_end: Tensor | None
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[AttentionOptions],
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[AttentionOptions],
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rope: Rope | bool = False,
+    causal: bool = True,
+    scale: float | Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    positions: Tensor | None = None,
+    kv_positions: Tensor | None = None,
+    q_start: int | Tensor | None = None,
+    kv_start: Tensor | None = None,
+    kv_end: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+    **refused: Never,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * R q · R k) v in one fused pass, rotary or position-free.
+
+    Differentiable in q, k, v and a tensor scale, once; deterministic forward. Under autocast q, k
+    and v are cast to the autocast dtype. Accumulation, softmax and rotation are float32.
+
+    Args:
+        q: (B, Hq, Sq, D) float32, float16 or bfloat16 (float64 runs on the reference). Any strides
+            with stride 1 in the last dimension: a transposed (B, S, H, D) tensor costs no copy.
+        k: (B, Hkv, Skv, D), Hq a multiple of Hkv; q head h reads kv head h // (Hq / Hkv).
+        v: (B, Hkv, Skv, Dv). k and v may be expanded (stride 0).
+        rope: False, no rotation and no trace of it; True, `Rope()`; or a `Rope`.
+        causal: query i, at key index q_start + i, sees no key behind it.
+        scale: the whole multiplier of q·k, finite and > 0: a number, or a float32 tensor
+            broadcastable to (B, Hq, Sq), one per head being (Hq, 1). None: D ** -0.5.
+        window: W >= 1, the query sees the last W keys, its own included; with causal=False also
+            fewer than W keys ahead.
+        softcap: s = softcap * tanh(s / softcap) on the scaled scores, in natural units.
+        positions: (B, Sq) integers or float32, rotation positions of the queries, |p| <= 2 ** 24;
+            None: q_start + i. Without rope there is nothing they could change.
+        kv_positions: (B, Skv), the same for the keys; None: j.
+        q_start: key index of query 0, an int or (B,) int32, may be negative; None: Skv - Sq.
+        kv_start: (B,) int32, first valid key of each batch row, in [0, Skv].
+        kv_end: (B,) int32, end of the valid keys of each batch row, in [0, Skv].
+        return_lse: also return the log-sum-exp of each row.
+        backend: "auto" takes the best that serves the call on the tensors' device; a name of
+            `available_backends()` takes that one or raises.
+
+    Returns:
+        out (B, Hq, Sq, Dv) in q's dtype and memory order. With return_lse also lse (B, Hq, Sq)
+        float32 (float64 for float64 inputs), natural log, differentiable. A row that sees no key
+        has out 0, lse -inf and gradients 0.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected, what came, and the remedy.
+            Values of CPU tensors are checked; those of device tensors only with DROPE_CHECK=1.
+        NotImplementedError: positions that require grad; a backward through the gradients.
+
+    Source: the fused forward and backward are FlashAttention-2's, arXiv 2307.08691; position-free
+    use after recalibration is DroPE's, arXiv 2512.12167.
+    """
+    if refused:
+        validate.refuse("attention", refused)
+    validate.check_flag("return_lse", return_lse)
+    call = _dense_call(
+        q,
+        k,
+        v,
+        rope,
+        causal,
+        scale,
+        window,
+        softcap,
+        positions,
+        kv_positions,
+        q_start,
+        kv_start,
+        kv_end,
+        backend,
+    )
+    out, lse, _, _ = ops.attention_fwd(*call)
+    return (out, lse) if return_lse else out
+
+
+@overload
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[PackedOptions],
+) -> Tensor: ...
+@overload
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[PackedOptions],
+) -> tuple[Tensor, Tensor]: ...
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    rope: Rope | bool = False,
+    causal: bool = True,
+    scale: float | Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    positions: Tensor | None = None,
+    kv_positions: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+    **refused: Never,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attention` over sequences packed one behind the other; none sees another.
+
+    Sequence n is rows cu_seqlens_q[n] to cu_seqlens_q[n + 1] of q and the same of cu_seqlens_k in
+    k and v; sequences may be empty. The last query of a sequence sits at its last key. Gradients,
+    dtypes, errors and the arguments not named here are those of `attention`.
+
+    Args:
+        q: (total_q, Hq, D).
+        k: (total_k, Hkv, D).
+        v: (total_k, Hkv, Dv).
+        cu_seqlens_q: (num_seqs + 1,) int32: 0, then the running end of each sequence.
+        cu_seqlens_k: (num_seqs + 1,) int32, the same for keys.
+        scale: as in `attention`; a tensor is broadcastable to (Hq, total_q).
+        positions: (total_q,); None: counted from the start of the row's own sequence.
+        kv_positions: (total_k,), likewise.
+
+    Returns:
+        out (total_q, Hq, Dv); with return_lse also lse (Hq, total_q).
+    """
+    if refused:
+        validate.refuse("attention_varlen", refused)
+    validate.check_flag("return_lse", return_lse)
+    call = _packed_call(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        rope,
+        causal,
+        scale,
+        window,
+        softcap,
+        positions,
+        kv_positions,
+        backend,
+    )
+    out, lse, _, _ = ops.attention_fwd(*call)
+    out, lse = out[0].transpose(0, 1), lse[0]
+    return (out, lse) if return_lse else out
+
+
+def explain(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]) -> str:
+    """Which backend would run `attention(q, k, v, **options)`, and why each other one would not.
+
+    Runs nothing and reads no tensor values. Arguments and errors are those of `attention`.
+    """
+    options.pop("return_lse", None)  # type: ignore[typeddict-item]
+    arguments: dict[str, Any] = {
+        "rope": False,
+        "causal": True,
+        "backend": "auto",
+        **dict.fromkeys(AttentionOptions.__annotations__.keys() - {"rope", "causal", "backend"}),
+    }
+    unknown = options.keys() - arguments.keys()
+    if unknown:
+        validate.refuse("explain", dict.fromkeys(unknown))
+    arguments |= options
+    *call, save_prepared, backend = _dense_call(q, k, v, **arguments)
+    spec = ops.spec_of(ops.gather_inputs(*call), needs_grad=save_prepared)
+    return explain_spec(spec, backend)
+
+
+def check_call(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> None:
+    """Raises what `attention` would raise, for callers that write before they attend.
+
+    `arguments` are those of `_dense_call`. A traced call reads no values: they stay unchecked.
+    """
+    *call, save_prepared, backend = _dense_call(q, k, v, **arguments)
+    check_name(backend)
+    if torch.compiler.is_compiling():
+        return
+    inputs = ops.gather_inputs(*call)
+    check_values(inputs, positions=call[-4], kv_positions=call[-3])
+    choose(ops.spec_of(inputs, needs_grad=save_prepared), backend)
+
+
+def _dense_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: Rope | bool,
+    causal: bool,
+    scale: float | Tensor | None,
+    window: int | None,
+    softcap: float | None,
+    positions: Tensor | None,
+    kv_positions: Tensor | None,
+    q_start: int | Tensor | None,
+    kv_start: Tensor | None,
+    kv_end: Tensor | None,
+    backend: str,
+) -> tuple[Any, ...]:
+    """The validated arguments of the op `drope::attention_fwd`."""
+    validate.check_qkv(q, k, v)
+    q, k, v = _autocast(q, k, v)
+    batch, num_heads_q, seqlen_q, _ = q.shape
+    seqlen_kv = k.shape[2]
+    validate.check_switches(causal, window, softcap, backend)
+    validate.check_scale(scale, q, (batch, num_heads_q, seqlen_q), "(B, Hq, Sq)")
+    validate.check_q_start(q_start, q)
+    validate.check_index("kv_start", kv_start, q, batch, "an int32 tensor (B,)")
+    validate.check_index("kv_end", kv_end, q, batch, "an int32 tensor (B,)")
+    validate.check_positions("positions", positions, q, (batch, seqlen_q))
+    validate.check_positions("kv_positions", kv_positions, q, (batch, seqlen_kv))
+    if q_start is None:
+        q_start = seqlen_kv - seqlen_q
+    per_row = isinstance(q_start, Tensor)
+    return (
+        q,
+        k,
+        v,
+        *_scale_arguments(scale, q),
+        causal,
+        window,
+        softcap,
+        q_start if per_row else None,
+        0 if per_row else q_start,
+        kv_start,
+        kv_end,
+        *_rope_arguments(rope, q, k, positions, kv_positions),
+        None,
+        None,
+        _needs_grad(q, k, v, scale),
+        backend,
+    )
+
+
+def _packed_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    rope: Rope | bool,
+    causal: bool,
+    scale: float | Tensor | None,
+    window: int | None,
+    softcap: float | None,
+    positions: Tensor | None,
+    kv_positions: Tensor | None,
+    backend: str,
+) -> tuple[Any, ...]:
+    """The validated arguments of the op: one batch row that holds every sequence."""
+    validate.check_qkv_packed(q, k, v)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in _autocast(q, k, v))
+    _, num_heads_q, total_q, _ = q.shape
+    validate.check_switches(causal, window, softcap, backend)
+    validate.check_scale(scale, q, (num_heads_q, total_q), "(Hq, total_q)")
+    validate.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q)
+    validate.check_positions("positions", positions, q, (total_q,))
+    validate.check_positions("kv_positions", kv_positions, q, (k.shape[2],))
+    return (
+        q,
+        k,
+        v,
+        *_scale_arguments(scale, q),
+        causal,
+        window,
+        softcap,
+        None,
+        0,
+        None,
+        None,
+        *_rope_arguments(
+            rope,
+            q,
+            k,
+            None if positions is None else positions.unsqueeze(0),
+            None if kv_positions is None else kv_positions.unsqueeze(0),
+        ),
+        cu_seqlens_q,
+        cu_seqlens_k,
+        _needs_grad(q, k, v, scale),
+        backend,
+    )
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v in the autocast dtype where autocast is on; float64 stays, as in torch's own ops."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | None, float]:
+    """scale_rows (B, Hq, Sq) and scale of the op: autograd reduces the expansion."""
+    if isinstance(scale, Tensor):
+        return scale.expand(q.shape[:3]), 1.0
+    return None, q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _rope_arguments(
+    rope: Rope | bool,
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor | None,
+    kv_positions: Tensor | None,
+) -> tuple[Tensor | None, bool, float, Tensor | None, Tensor | None]:
+    """turns, interleaved, attention_factor, positions and kv_positions of the op."""
+    if rope is False:
+        return None, False, 1.0, None, None
+    if rope is True:
+        rope = DEFAULT_ROPE
+    validate.check_rope(rope, k.shape[1])
+    turns = rope.turns(q.shape[-1], q.device)
+    return turns, rope.interleaved, constant(rope.attention_factor), positions, kv_positions
+
+
+def _needs_grad(q: Tensor, k: Tensor, v: Tensor, scale: float | Tensor | None) -> bool:
+    """Whether the op should keep what its backward needs."""
+    return torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (isinstance(scale, Tensor) and scale.requires_grad)
+    )

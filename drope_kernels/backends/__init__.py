@@ -1,0 +1,1 @@
+"""One module per backend; `drope_kernels.dispatch` holds their order and their protocol."""

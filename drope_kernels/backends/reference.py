@@ -1,0 +1,203 @@
+"""The definition of attention in this package: eager PyTorch, every argument, nothing fused.
+
+Each other backend is a translation of this file. Half precision inputs are computed in float32,
+float64 in float64; angles are always float64. A row that sees no key gives out 0, lse -inf and
+gradients 0. Memory is O(Sq * Skv): this is a measure, not a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from drope_kernels.layout import empty_gradients, empty_in_order_of
+from drope_kernels.packed import join_backward, join_forward
+from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
+
+NAME = "reference"
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here at all: never."""
+    return None
+
+
+def supports(spec: AttentionSpec) -> str | None:
+    """Why this backend cannot serve a call: never."""
+    return None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of everything between reading the inputs and rounding the results."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rotate(x: Tensor, positions: Tensor, rotation: Rotation, *, inverse: bool = False) -> Tensor:
+    """R(positions) x, or with `inverse` its transpose, attention_factor * R(-positions) x.
+
+    x (B, H, S, D) in compute precision, positions (B or 1, S); q heads share the table of their
+    kv head. A pair (x1, x2) at angle a goes to (x1 cos a - x2 sin a, x2 cos a + x1 sin a).
+    """
+    turns = rotation.turns.double().sum(0)  # (T, dim / 2), T = 1 or Hkv
+    if turns.shape[0] > 1:
+        turns = turns.repeat_interleave(x.shape[1] // turns.shape[0], dim=0)
+    angle = positions.double()[:, None, :, None] * turns[:, None, :]  # (B, H or 1, S, dim / 2)
+    angle = (angle - angle.round()) * (-2 * math.pi if inverse else 2 * math.pi)
+    cos = (rotation.attention_factor * angle.cos()).to(x.dtype)
+    sin = (rotation.attention_factor * angle.sin()).to(x.dtype)
+    turned, still = x[..., : rotation.dim], x[..., rotation.dim :]
+    if rotation.interleaved:
+        x1, x2 = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
+    else:
+        x1, x2 = turned.chunk(2, dim=-1)
+        turned = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    return torch.cat((turned, still), dim=-1)
+
+
+def query_index(inputs: AttentionInputs) -> Tensor:
+    """(B or 1, Sq) int64: the key index at which each query sits, q_start + i."""
+    rows = torch.arange(inputs.q.shape[2], device=inputs.q.device)
+    start = inputs.q_start
+    return (start[:, None] if isinstance(start, Tensor) else start) + rows.unsqueeze(0)
+
+
+def valid_keys(inputs: AttentionInputs) -> Tensor:
+    """(B or 1, Skv) bool: kv_start <= j < kv_end."""
+    j = torch.arange(inputs.k.shape[2], device=inputs.k.device).unsqueeze(0)
+    valid = torch.ones_like(j, dtype=torch.bool)
+    if inputs.kv_start is not None:
+        valid = valid & (j >= inputs.kv_start[:, None])
+    if inputs.kv_end is not None:
+        valid = valid & (j < inputs.kv_end[:, None])
+    return valid
+
+
+def visible(inputs: AttentionInputs) -> Tensor:
+    """(B or 1, Sq, Skv) bool: which keys each query sees."""
+    i = query_index(inputs).unsqueeze(-1)
+    j = torch.arange(inputs.k.shape[2], device=inputs.k.device)
+    mask = valid_keys(inputs).unsqueeze(1).expand(-1, i.shape[1], -1)
+    if inputs.causal:
+        mask = mask & (j <= i)
+    if inputs.window is not None:
+        mask = mask & (j > i - inputs.window)
+        if not inputs.causal:
+            mask = mask & (j < i + inputs.window)
+    return mask
+
+
+def positions_of(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    """Rotation positions of queries (B or 1, Sq) and keys (B or 1, Skv)."""
+    rotation = inputs.rotation
+    given_q = rotation.positions if rotation else None
+    given_k = rotation.kv_positions if rotation else None
+    keys = torch.arange(inputs.k.shape[2], device=inputs.k.device).unsqueeze(0)
+    return (
+        query_index(inputs) if given_q is None else given_q,
+        keys if given_k is None else given_k,
+    )
+
+
+def prepare(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    """q' and k': rotated in compute precision, rounded once to the input dtype."""
+    if inputs.rotation is None:
+        return inputs.q, inputs.k
+    dtype, compute = inputs.q.dtype, compute_dtype(inputs.q.dtype)
+    q_positions, k_positions = positions_of(inputs)
+    q = rotate(inputs.q.to(compute), q_positions, inputs.rotation).to(dtype)
+    k = rotate(inputs.k.to(compute), k_positions, inputs.rotation).to(dtype)
+    return q.contiguous(), k.contiguous()
+
+
+class _Scores:
+    """s_ij = softcap(scale_i * q'_i . k'_j) in compute precision, heads grouped by kv head."""
+
+    def __init__(self, inputs: AttentionInputs, q: Tensor, k: Tensor) -> None:
+        compute = compute_dtype(q.dtype)
+        valid = valid_keys(inputs)[:, None, :, None]
+        # What lies outside [kv_start, kv_end) may be uninitialised: it must not reach a product.
+        self.k = k.to(compute).masked_fill(~valid, 0.0)  # (B, Hkv, Skv, D)
+        self.v = inputs.v.to(compute).masked_fill(~valid, 0.0)
+        self.q = self.group(q.to(compute))  # (B, Hkv, G, Sq, D)
+        self.dot = torch.einsum("bhgid,bhjd->bhgij", self.q, self.k)
+        self.scale: float | Tensor = (
+            self.group(inputs.scale.to(compute)).unsqueeze(-1)
+            if isinstance(inputs.scale, Tensor)
+            else inputs.scale
+        )
+        s = self.scale * self.dot
+        if inputs.softcap is not None:
+            s = inputs.softcap * torch.tanh(s / inputs.softcap)
+        self.capped = s
+        self.s = s.masked_fill(~visible(inputs)[:, None, None], -math.inf)
+
+    def group(self, x: Tensor) -> Tensor:
+        """(B, Hq, ...) as (B, Hkv, Hq / Hkv, ...)."""
+        return x.unflatten(1, (self.k.shape[1], -1))
+
+    def probabilities(self, lse: Tensor) -> Tensor:
+        """exp(s - lse), 0 in empty rows. lse (B, Hkv, G, Sq)."""
+        return torch.exp(self.s - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(-1))
+
+
+def forward(
+    inputs: AttentionInputs, *, save_prepared: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out, lse and, where rotation needs them for backward, q' and k' (else size 0)."""
+    if inputs.cu_seqlens_q is not None:
+        return join_forward(inputs, forward, save_prepared=save_prepared)
+    q_prepared, k_prepared = prepare(inputs)
+    scores = _Scores(inputs, q_prepared, k_prepared)
+    lse = torch.logsumexp(scores.s, dim=-1)
+    acc_o = torch.einsum("bhgij,bhjd->bhgid", scores.probabilities(lse), scores.v).flatten(1, 2)
+    out = empty_in_order_of(inputs.q, acc_o.shape)
+    out.copy_(acc_o)
+    if inputs.rotation is None or not save_prepared:
+        q_prepared, k_prepared = inputs.q.new_empty(0), inputs.q.new_empty(0)
+    return out, lse.flatten(1, 2), q_prepared, k_prepared
+
+
+def backward(
+    inputs: AttentionInputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    *,
+    need_grad_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv in the input dtype, dscale like the scale tensor. inputs.q, inputs.k: q', k'."""
+    if inputs.cu_seqlens_q is not None:
+        return join_backward(
+            inputs, out, lse, grad_out, grad_lse, backward, need_grad_scale=need_grad_scale
+        )
+    scores = _Scores(inputs, inputs.q, inputs.k)
+    lse_grouped = scores.group(lse)
+    p = scores.probabilities(lse_grouped)
+    grad_o = scores.group(grad_out.to(scores.q.dtype))
+    grad_v = torch.einsum("bhgij,bhgid->bhjd", p, grad_o)
+    grad_p = torch.einsum("bhgid,bhjd->bhgij", grad_o, scores.v)
+    delta = (p * grad_p).sum(-1)
+    if grad_lse is not None:
+        delta = delta - scores.group(grad_lse).masked_fill(lse_grouped == -math.inf, 0.0)
+    grad_s = p * (grad_p - delta.unsqueeze(-1))
+    if inputs.softcap is not None:
+        grad_s = grad_s * (1 - (scores.capped / inputs.softcap) ** 2)
+    grad_dot = scores.scale * grad_s
+    grad_q = torch.einsum("bhgij,bhjd->bhgid", grad_dot, scores.k).flatten(1, 2)
+    grad_k = torch.einsum("bhgij,bhgid->bhjd", grad_dot, scores.q)
+    if inputs.rotation is not None:
+        q_positions, k_positions = positions_of(inputs)
+        grad_q = rotate(grad_q, q_positions, inputs.rotation, inverse=True)
+        grad_k = rotate(grad_k, k_positions, inputs.rotation, inverse=True)
+    grads = empty_gradients(inputs, out)
+    for rounded, grad in zip(grads, (grad_q, grad_k, grad_v), strict=True):
+        rounded.copy_(grad)
+    if need_grad_scale and isinstance(inputs.scale, Tensor):
+        grad_scale = (grad_s * scores.dot).sum(-1).flatten(1, 2).to(inputs.scale.dtype)
+    else:
+        grad_scale = lse.new_empty(0)
+    return *grads, grad_scale

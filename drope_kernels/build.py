@@ -1,0 +1,34 @@
+"""What this installation was compiled with."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from drope_kernels import _C
+
+
+class BuildInfo(TypedDict):
+    version: str
+    commit: str  # git commit of the source, "-dirty" when edited, "unknown" outside a checkout
+    compiler: str
+    build_type: str
+    sanitizers: bool
+    cpu_isas: list[str]  # compiled instruction sets, slowest first; the machine picks one of them
+    cuda: str | None  # CUDA toolkit version, None in a CPU-only build
+    cuda_architectures: list[str]
+
+
+def build_info() -> BuildInfo:
+    """How the compiled kernels of this installation were built; needs no GPU and no driver."""
+    info: BuildInfo = _C.build_info()
+    return info
+
+
+def cuda_unavailable_reason() -> str | None:
+    """Why this build cannot run CUDA kernels: a sentence, or None when it has them."""
+    if build_info()["cuda"] is not None:
+        return None
+    return (
+        f"drope_kernels {build_info()['version']} was built without CUDA kernels "
+        "(this version has none yet)"
+    )

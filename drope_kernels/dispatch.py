@@ -1,0 +1,150 @@
+"""Which backend serves a call: an ordered list, one sentence for every refusal."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+
+from drope_kernels.packed import Backward, Forward
+from drope_kernels.spec import AttentionSpec
+
+# Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
+_ORDER = ("cpu", "reference")
+
+
+class Backend(Protocol):
+    """What a backend module offers; refusals are sentences, None means it can.
+
+    `forward` and `backward` get a validated `AttentionInputs`: shapes agree, one dtype and device,
+    unit last strides. Any size may be 0. `backward` gets the prepared q and k when there is a
+    rotation. Results are laid out by `empty_in_order_of` after q, k and v of the same call.
+    """
+
+    NAME: str
+    forward: Forward
+    backward: Backward
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine at all."""
+        ...
+
+    def supports(self, spec: AttentionSpec) -> str | None:
+        """Why it cannot serve this call."""
+        ...
+
+
+class BackendWarning(UserWarning):
+    """`backend="auto"` had only the reference left."""
+
+
+@cache
+def _load(name: str) -> Backend:
+    return cast(Backend, import_module(f"drope_kernels.backends.{name}"))
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run on this machine, best first.
+
+    Which of them serves a particular call is what `explain` tells.
+    """
+    return [name for name in _ORDER if _load(name).unavailable() is None]
+
+
+def refusal(name: str, spec: AttentionSpec) -> str | None:
+    """Why the named backend cannot serve the call; None when it can."""
+    backend = _load(name)
+    return backend.unavailable() or backend.supports(spec)
+
+
+def check_name(name: str) -> None:
+    """ValueError unless `name` is "auto" or a known backend."""
+    if name != "auto" and name not in _ORDER:
+        raise ValueError(
+            f'backend: expected "auto" or one of {", ".join(_ORDER)}, got {name!r}; '
+            "available_backends() lists those that can run here"
+        )
+
+
+def choose(spec: AttentionSpec, name: str) -> str:
+    """The name of the backend that serves the call; a pure function of its arguments.
+
+    Raises:
+        ValueError: an unknown name, or a named backend that cannot serve the call.
+    """
+    check_name(name)
+    if name == "auto":
+        return next(candidate for candidate in _ORDER if refusal(candidate, spec) is None)
+    reason = refusal(name, spec)
+    if reason is not None:
+        raise ValueError(
+            f'backend: expected one that can serve this call, got "{name}", which cannot: '
+            f'{reason.rstrip(".")}; pass backend="auto" or change what is named'
+        )
+    return name
+
+
+def select(spec: AttentionSpec, name: str) -> Backend:
+    """The backend module of `choose`; warns once when "auto" is left with the reference."""
+    chosen = choose(spec, name)
+    if name == "auto" and chosen == "reference" and spec.dtype != torch.float64:
+        _warn_reference(spec.device)
+    return _load(chosen)
+
+
+@cache
+def _warn_reference(device: str) -> None:
+    warnings.warn(
+        f"drope_kernels: only the reference backend can serve a call on {device}; it is slow and "
+        "needs O(Sq * Skv) memory. drope_kernels.explain(...) says why the others cannot.",
+        BackendWarning,
+        stacklevel=2,
+    )
+
+
+def explain_spec(spec: AttentionSpec, name: str) -> str:
+    """One line per backend, best first: the one that would run, and why the others would not."""
+    check_name(name)
+    lines = []
+    chosen = None
+    for candidate in _ORDER:
+        reason = refusal(candidate, spec)
+        if name not in ("auto", candidate):
+            reason = f'not asked for: backend="{name}".'
+        if reason is not None:
+            lines.append(f"{candidate}: no, {reason}")
+        elif chosen is None:
+            chosen = candidate
+            lines.append(f"{candidate}: runs this call")
+        else:
+            lines.append(f"{candidate}: could, but {chosen} comes first")
+    return "\n".join([_describe(spec), *lines])
+
+
+def _describe(spec: AttentionSpec) -> str:
+    dtype = str(spec.dtype).removeprefix("torch.")
+    shape = (
+        f"B={spec.batch} Hq={spec.num_heads_q} Hkv={spec.num_heads_kv} Sq={spec.seqlen_q} "
+        f"Skv={spec.seqlen_kv} D={spec.head_dim} Dv={spec.head_dim_v}"
+    )
+    traits = [
+        "causal" if spec.causal else "full",
+        f"rope over {spec.rotary_dim} channels" if spec.rotary_dim else "position-free",
+    ]
+    traits += [
+        label
+        for label, on in (
+            ("window", spec.window),
+            ("softcap", spec.softcap),
+            ("key range", spec.kv_range),
+            ("scale per row", spec.row_scale),
+            ("packed", spec.varlen),
+            ("gradients", spec.needs_grad),
+            ("deterministic", spec.deterministic),
+        )
+        if on
+    ]
+    return f"attention on {spec.device}, {dtype}, {shape}: {', '.join(traits)}"

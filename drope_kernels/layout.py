@@ -1,0 +1,43 @@
+"""Memory order of results: laid out like the tensors they belong to, on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from drope_kernels.spec import AttentionInputs
+
+
+def empty_in_order_of(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised (B, H, S, X) tensor in the memory order of `like`, a (B, H, S, Y) tensor.
+
+    A transposed view of (B, S, H, Y) memory gives (B, S, H, X) memory; anything else, expanded
+    tensors included, gives plain contiguous memory. Kernels and fakes share this rule.
+    """
+    batch, heads, rows, channels = shape
+    if 0 < like.stride(1) < like.stride(2):
+        return like.new_empty((batch, rows, heads, channels)).transpose(1, 2)
+    return like.new_empty((batch, heads, rows, channels))
+
+
+def empty_gradients(inputs: AttentionInputs, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised dq, dk, dv of a backward call, for backends and fakes.
+
+    Prepared q and k are contiguous whatever the caller's were: there dq follows out, which follows
+    q, and dk follows v.
+    """
+    q, k, v = inputs.q, inputs.k, inputs.v
+    q_order, k_order = (q, k) if inputs.rotation is None else (out, v)
+    return (
+        empty_in_order_of(q_order, q.shape),
+        empty_in_order_of(k_order, k.shape),
+        empty_in_order_of(v, v.shape),
+    )
+
+
+def empty_grad_scale(inputs: AttentionInputs, lse: Tensor, *, needed: bool) -> Tensor:
+    """An uninitialised dscale (B, Hq, Sq) in the scale's dtype, size 0 if not needed."""
+    if needed and isinstance(inputs.scale, Tensor):
+        return lse.new_empty(lse.shape, dtype=inputs.scale.dtype)
+    return lse.new_empty((0,))

@@ -1,0 +1,42 @@
+"""`merge_attention`: one attention out of several over disjoint sets of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from drope_kernels.validate_decode import check_parts
+
+
+def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join partial results of the same queries over disjoint keys.
+
+    out = sum_n exp(lse_n - lse) out_n with lse = log sum_n exp(lse_n): what one call over all the
+    keys would give. Differentiable in everything; parts that saw no key (lse -inf) add nothing and
+    get gradient 0. Source: online softmax, arXiv 1805.02867; FlashAttention-2, section 3.1.
+
+    Args:
+        outs: N >= 1 tensors (..., S, Dv) of one dtype, as `attention` returns them.
+        lses: N tensors (..., S), natural log, float32 or float64.
+
+    Returns:
+        out (..., S, Dv) in the dtype of outs and lse (..., S); a row empty in every part has out 0
+        and lse -inf.
+
+    Raises:
+        ValueError, TypeError: the lists are empty, differ in length, or their shapes disagree.
+    """
+    check_parts(outs, lses)
+    lse_parts = torch.stack(tuple(lses))  # (N, ..., S)
+    row_max = lse_parts.detach().amax(0)
+    row_max = row_max.masked_fill(row_max == -torch.inf, 0.0)
+    weight = torch.exp(lse_parts - row_max)
+    row_sum = weight.sum(0)
+    empty = row_sum == 0
+    row_sum = row_sum.masked_fill(empty, 1.0)  # before the division: its gradient stays finite
+    parts = torch.stack(tuple(outs)).to(weight.dtype)
+    out = (weight.unsqueeze(-1) * parts).sum(0) / row_sum.unsqueeze(-1)
+    lse = (row_max + row_sum.log()).masked_fill(empty, -torch.inf)
+    return out.to(outs[0].dtype), lse

@@ -1,0 +1,91 @@
+// Keyword arguments of a Python call as the parameters of a kernel.
+//
+// A tensor of four dimensions is a tuple (address, stride_batch, stride_head, stride_row), any
+// other is its address; 0 means absent. Nothing is checked here but names and kinds: Python already
+// did.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "attention_params.h"
+#include "cpu/attention_cpu.h"
+
+namespace drope {
+
+// Reads keyword arguments; `finish` complains about those that nobody read.
+class CallArguments {
+ public:
+  explicit CallArguments(const pybind11::kwargs& arguments) : arguments_(arguments) {}
+
+  template <class T>
+  T value(const char* name) {
+    if (!arguments_.contains(name)) {
+      throw pybind11::type_error(std::string("missing argument '") + name + "'");
+    }
+    ++num_read_;
+    return arguments_[name].cast<T>();
+  }
+
+  template <class T>
+  T* pointer(const char* name) {
+    return reinterpret_cast<T*>(value<uintptr_t>(name));
+  }
+
+  template <class T>
+  void tensor(const char* name, T*& data, int64_t& stride_batch, int64_t& stride_head,
+              int64_t& stride_row) {
+    const auto tuple = value<pybind11::tuple>(name);
+    data = reinterpret_cast<T*>(tuple[0].cast<uintptr_t>());
+    stride_batch = tuple[1].cast<int64_t>();
+    stride_head = tuple[2].cast<int64_t>();
+    stride_row = tuple[3].cast<int64_t>();
+  }
+
+  void finish() const {
+    if (num_read_ != arguments_.size()) {
+      throw pybind11::type_error("unexpected argument among " +
+                                 pybind11::repr(arguments_.attr("keys")()).cast<std::string>());
+    }
+  }
+
+ private:
+  const pybind11::kwargs& arguments_;
+  std::size_t num_read_ = 0;
+};
+
+// What forward and backward have in common.
+inline void read_attention(CallArguments& in, AttentionParams& p) {
+  p.dtype = static_cast<DType>(in.value<int>("dtype"));
+  const auto shape = in.value<pybind11::tuple>("shape");
+  int64_t* const sizes[] = {&p.batch,     &p.num_heads_q, &p.num_heads_kv, &p.seqlen_q,
+                            &p.seqlen_kv, &p.head_dim,    &p.head_dim_v};
+  for (std::size_t i = 0; i < 7; ++i) *sizes[i] = shape[i].cast<int64_t>();
+  in.tensor("q", p.q, p.stride_q_batch, p.stride_q_head, p.stride_q_row);
+  in.tensor("k", p.k, p.stride_k_batch, p.stride_k_head, p.stride_k_row);
+  in.tensor("v", p.v, p.stride_v_batch, p.stride_v_head, p.stride_v_row);
+  p.scale = in.value<float>("scale");
+  in.tensor("scale_rows", p.scale_rows, p.stride_scale_batch, p.stride_scale_head,
+            p.stride_scale_row);
+  p.softcap = in.value<float>("softcap");
+  p.mask.causal = in.value<bool>("causal");
+  p.mask.window = in.value<int64_t>("window");
+  p.mask.q_start = in.pointer<const int32_t>("q_start");
+  p.mask.kv_start = in.pointer<const int32_t>("kv_start");
+  p.mask.kv_end = in.pointer<const int32_t>("kv_end");
+
+  RotaryParams& r = p.rotary;
+  r.rotary_dim = in.value<int64_t>("rotary_dim");
+  r.interleaved = in.value<bool>("interleaved");
+  r.attention_factor = in.value<float>("attention_factor");
+  r.num_tables = in.value<int64_t>("num_tables");
+  r.turns_hi = in.pointer<const float>("turns_hi");
+  r.turns_lo = in.pointer<const float>("turns_lo");
+  r.positions = in.pointer<const float>("positions");
+  r.kv_positions = in.pointer<const float>("kv_positions");
+  r.stride_positions_batch = in.value<int64_t>("stride_positions_batch");
+  r.stride_kv_positions_batch = in.value<int64_t>("stride_kv_positions_batch");
+}
+
+}  // namespace drope

@@ -1,0 +1,13 @@
+// One register function per op, each defined in the file of its name and called by module.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace drope {
+
+void register_attention_backward(pybind11::module_& module);
+void register_attention_forward(pybind11::module_& module);
+void register_build_info(pybind11::module_& module);
+void register_cpu_isa(pybind11::module_& module);
+
+}  // namespace drope

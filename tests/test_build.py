@@ -1,0 +1,115 @@
+"""What the build promises: facts about itself, no torch or CUDA in the binary, a console script."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import drope_kernels
+from drope_kernels import _C
+from drope_kernels.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_build_info_states_every_fact() -> None:
+    info = drope_kernels.build_info()
+    assert set(info) == {
+        *("version", "commit", "compiler", "build_type", "sanitizers"),
+        *("cpu_isas", "cuda", "cuda_architectures"),
+    }
+    assert re.fullmatch(r"\d+\.\d+\.\d+", info["version"])
+    assert re.fullmatch(r"unknown|[0-9a-f]{7,40}(-dirty)?", info["commit"])
+    assert re.match(r"\w+ \d+", info["compiler"])
+    assert info["cpu_isas"][0] == "scalar"
+    assert info["cuda"] is None
+    assert info["cuda_architectures"] == []
+
+
+def test_version_is_the_one_of_the_package() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert drope_kernels.__version__ == drope_kernels.build_info()["version"] == declared[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the module with ldd")
+def test_binary_needs_neither_torch_nor_cuda() -> None:
+    libraries = run("ldd", _C.__file__).stdout
+    assert "libstdc++" in libraries
+    assert not re.search(r"torch|libc10|libcuda|libgomp|libiomp", libraries)
+
+
+def test_module_imports_alone() -> None:
+    """Without torch in the process: the binary knows pointers, not tensors."""
+    code = (
+        "import importlib.util, sys;"
+        f"spec = importlib.util.spec_from_file_location('_C', {_C.__file__!r});"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module);"
+        "assert 'torch' not in sys.modules; print(module.build_info()['version'])"
+    )
+    assert run(sys.executable, "-c", code).stdout.strip() == drope_kernels.__version__
+
+
+def test_only_the_module_init_function_is_exported() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm")
+    exported = run(nm, "-D", "--defined-only", _C.__file__).stdout
+    ours = [line for line in exported.splitlines() if "drope" in line]
+    assert "PyInit__C" in exported
+    assert ours == []
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512bf16"])
+def test_no_function_of_one_isa_can_replace_that_of_another(isa: str) -> None:
+    """The linker keeps one copy of equal weak symbols: each must carry its ISA in its name."""
+    nm = shutil.which("nm")
+    objects = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "CMakeFiles"
+    compiled = objects / "drope_csrc.dir" / "csrc" / "cpu" / f"attention_{isa}.cpp.o"
+    if nm is None or not compiled.exists():
+        pytest.skip("needs nm and the objects of a build in this tree")
+    weak = [line for line in run(nm, "-C", compiled).stdout.splitlines() if " W " in line]
+    assert [line for line in weak if f"drope::{isa}::" not in line] == []
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    assert _C.__doc__
+    for name in drope_kernels.__all__:
+        assert inspect.getdoc(getattr(drope_kernels, name)), name
+
+
+def test_drope_info_prints_the_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for fact in (drope_kernels.__version__, drope_kernels.build_info()["compiler"], "reference"):
+        assert fact in printed
+
+
+def test_drope_without_a_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "info" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("ON", "no CUDA kernels yet"), ("yes", "must be ON, OFF or AUTO, got 'yes'")],
+)
+def test_cuda_that_cannot_be_built_is_refused(setting: str, message: str, tmp_path: Path) -> None:
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("needs cmake")
+    result = run(cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DDROPE_CUDA={setting}")
+    assert result.returncode != 0
+    assert message in " ".join(result.stderr.split())
