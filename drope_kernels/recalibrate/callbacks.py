@@ -1,0 +1,130 @@
+"""What happens beside the steps: progress bar, a check that the loss is finite, length sweeps."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from drope_kernels.loss import next_token_targets, token_losses
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, speed, time left and the last logged loss; silent where stderr is no terminal."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.description,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands, also after an interrupt."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class FiniteLoss(TrainerCallback):
+    """Stops a run whose logged loss is no number, instead of training on."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        loss = logs.get("loss", logs.get("train_loss", 0.0))  # train_loss: at the end, the mean
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss} at step {state.global_step}; lower learning_rate, "
+                "lengthen warmup, or add QK-norm"
+            )
+
+
+class LengthSweep(TrainerCallback):
+    """Held-out loss at several lengths while training goes on.
+
+    Args:
+        windows: per length L, token ids (N, L); compare lengths only if the texts are alike.
+        every: optimiser steps between two sweeps; the last step is always swept.
+
+    `rows` collects (step, {L: mean nats per predicted token}).
+    """
+
+    def __init__(self, windows: Mapping[int, Tensor], every: int) -> None:
+        for length, ids in windows.items():
+            if ids.ndim != 2 or ids.shape[1] != length:
+                raise ValueError(f"windows[{length}]: expected (N, {length}), got {ids.shape}")
+        if every < 1:
+            raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+        self.windows, self.every = dict(windows), every
+        self.rows: list[tuple[int, dict[int, float]]] = []
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **_: Any,
+    ) -> None:
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        model.eval()  # the trainer sets train mode again before each step
+        losses = {length: mean_loss(model, ids) for length, ids in self.windows.items()}
+        self.rows.append((state.global_step, losses))
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, input_ids: Tensor) -> float:
+    """Mean next-token loss in nats over input_ids (N, L), one row at a time."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for row in input_ids.split(1):
+        ids = row.to(device).long()
+        total += float(token_losses(model(ids).logits, next_token_targets(ids)).sum())
+    return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
