@@ -1,0 +1,1 @@
+"""`drope demo`: pretrain with RoPE, drop it, recalibrate, and measure it, in minutes on CPU."""

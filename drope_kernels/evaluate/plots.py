@@ -1,0 +1,101 @@
+"""The three plots of a report: retrieval by length, text loss by length, loss by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+
+from matplotlib import pyplot as plt
+
+from drope_kernels.evaluate.sweep import SweepRow
+
+LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def write_plots(rows: Sequence[SweepRow], train_length: int, folder: Path) -> None:
+    """Writes retrieval.png, text_loss.png and loss_by_position.png."""
+    _plot_retrieval(rows, train_length, folder / "retrieval.png")
+    _plot_text_loss(rows, train_length, folder / "text_loss.png")
+    _plot_by_position(rows, train_length, folder / "loss_by_position.png")
+
+
+def _plot_retrieval(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
+    tasks = list(rows[0].retrieval)
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(5.5 * len(tasks) + 2.5, 4.5), squeeze=False, sharey=True
+    )
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for index, row in enumerate(rows):
+            scores = row.retrieval[task]
+            lengths = sorted(scores)
+            # Rows apart by a hair, so that equal ones can be told.
+            places = [length * 2 ** (0.03 * (index - len(rows) / 2)) for length in lengths]
+            means = [scores[length].mean for length in lengths]
+            bounds = [scores[length].interval() for length in lengths]
+            below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
+            above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
+            axes.errorbar(
+                places, means, yerr=[below, above], label=row.name, capsize=2, **_style(index)
+            )
+        _length_axis(axes, rows, train_length)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(f"retrieval, {task} (95 % Wilson)")
+    panels[0][0].set_ylabel("exact match")
+    _save(figure, panels[0][-1], path)
+
+
+def _plot_text_loss(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for index, row in enumerate(rows):
+        lengths = sorted(row.text_loss)
+        means = [row.text_loss[length].mean for length in lengths]
+        axes.plot(lengths, means, label=row.name, **_style(index))
+    _length_axis(axes, rows, train_length)
+    axes.set_ylabel("nats per token")
+    axes.set_title("held-out text, the same text at every length")
+    _save(figure, axes, path)
+
+
+def _plot_by_position(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for index, row in enumerate(rows):
+        middles = [(bucket.start * bucket.stop) ** 0.5 for bucket in row.by_position]
+        means = [bucket.loss.mean for bucket in row.by_position]
+        axes.plot(middles, means, label=row.name, **_style(index))
+    axes.set_xscale("log", base=2)
+    axes.axvline(train_length, color="0.6", linewidth=1)
+    axes.set_xlabel("position of the target (grey line: training length)")
+    axes.set_ylabel("nats per token")
+    axes.set_title("held-out text loss by position")
+    _save(figure, axes, path)
+
+
+def _length_axis(axes: Any, rows: Sequence[SweepRow], train_length: int) -> None:
+    lengths = sorted(rows[0].text_loss)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length}\n{length / train_length:g}x" for length in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens / training length")
+
+
+def _style(index: int) -> dict[str, Any]:
+    colours = matplotlib.color_sequences["tab10"]
+    return {
+        "color": colours[index % len(colours)],
+        "linestyle": LINE_STYLES[index // 3 % len(LINE_STYLES)],
+        "marker": "o",
+        "markersize": 3,
+    }
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for panel in figure.axes:
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)

@@ -1,0 +1,121 @@
+"""One model measured at several lengths: needle retrieval, text loss, loss by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drope_kernels.evaluate.loss import (
+    MeanLoss,
+    PositionBucket,
+    loss_by_position,
+    mean_loss,
+    text_windows,
+    window_losses,
+)
+from drope_kernels.evaluate.model_calls import DEFAULT_BATCH_TOKENS, LanguageModel
+from drope_kernels.evaluate.needle import NeedleCases, NeedleTask, Proportion, score_needles
+
+# The model to use for inputs of a given length: a scaled RoPE or a temperature depends on it.
+ModelAtLength = Callable[[int], LanguageModel]
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """The same inputs for every model under comparison.
+
+    Text: `windows` are cut into pieces of each length, so that every length reads the same text;
+    the last `num_last_targets` tokens of a window are its targets in `last_loss`, again the same
+    for every length. Every length divides the windows' length.
+    """
+
+    lengths: tuple[int, ...]
+    needles: dict[tuple[str, int], NeedleCases]  # (task name, length)
+    windows: Tensor  # (N, S) int64
+    num_last_targets: int
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.needles) + len(self.lengths)
+
+    @property
+    def task_names(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.needles))
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One model's numbers. Losses in nats per token."""
+
+    name: str
+    retrieval: dict[str, dict[int, Proportion]]  # task name -> length -> score
+    text_loss: dict[int, MeanLoss]  # all targets of the text, read in pieces of that length
+    last_loss: dict[int, MeanLoss]  # the same last targets, read with that much context
+    by_position: list[PositionBucket]  # at the greatest length
+
+
+def draw_sweep(
+    tasks: Mapping[str, NeedleTask],
+    text: Tensor,
+    cases_per_length: Mapping[int, int],
+    num_windows: int,
+    num_last_targets: int,
+    seed: int,
+) -> SweepData:
+    """Draws the cases of every (task, length) and the text windows from held-out text (T,)."""
+    lengths = tuple(sorted(cases_per_length))
+    if not lengths or any(lengths[-1] % length for length in lengths):
+        raise ValueError(f"lengths: expected divisors of the greatest one, got {lengths}")
+    if not 0 < num_last_targets < lengths[0]:
+        raise ValueError(
+            f"num_last_targets: expected 1..{lengths[0] - 1} (below the least length), "
+            f"got {num_last_targets}"
+        )
+    cells = [(name, length) for name in tasks for length in lengths]
+    needles = {
+        (name, length): tasks[name].cases(
+            text, length, cases_per_length[length], seed=seed * len(cells) + index
+        )
+        for index, (name, length) in enumerate(cells)
+    }
+    return SweepData(
+        lengths, needles, text_windows(text, lengths[-1], num_windows), num_last_targets
+    )
+
+
+def run_sweep(
+    name: str,
+    model_at: ModelAtLength,
+    data: SweepData,
+    max_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_cell: Callable[[], None] | None = None,
+) -> SweepRow:
+    """Measures one model on all of `data`; on_cell is called data.num_cells times."""
+    report = on_cell or _nothing
+    retrieval: dict[str, dict[int, Proportion]] = {task: {} for task in data.task_names}
+    for (task, length), cases in data.needles.items():
+        retrieval[task][length] = score_needles(model_at(length), cases, max_tokens)
+        report()
+    text_loss, last_loss = {}, {}
+    losses = torch.empty(0, 0)
+    for length in data.lengths:
+        losses = window_losses(model_at(length), data.windows.reshape(-1, length), max_tokens)
+        pieces = losses.view(len(data.windows), -1, length - 1)
+        text_loss[length] = mean_loss(pieces.flatten(1))
+        last_loss[length] = mean_loss(pieces[:, -1, -data.num_last_targets :])
+        report()
+    return SweepRow(name, retrieval, text_loss, last_loss, loss_by_position(losses))
+
+
+def row_named(rows: Sequence[SweepRow], name: str) -> SweepRow:
+    for row in rows:
+        if row.name == name:
+            return row
+    raise KeyError(f"no row {name!r}; rows: {[row.name for row in rows]}")
+
+
+def _nothing() -> None:
+    pass
