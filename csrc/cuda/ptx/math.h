@@ -1,0 +1,30 @@
+// One-instruction arithmetic and conversion (sm_80).
+#pragma once
+
+#include <cstdint>
+
+#include "element.h"
+
+namespace drope::ptx {
+
+// PTX ISA, "ex2": 2^x, absolute error 2^-22 relative to the result's binade; subnormals are 0.
+__device__ __forceinline__ float ex2_approx_ftz(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// PTX ISA, "cvt": the FIRST source goes to the upper half, hence the order of the operands.
+__device__ __forceinline__ uint32_t cvt_rn_x2(BFloat16, float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ uint32_t cvt_rn_x2(Float16, float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+}  // namespace drope::ptx

@@ -1,0 +1,7 @@
+"""Entry point of tools/gpu_check.sh."""
+
+import sys
+
+from .runner import main
+
+sys.exit(main(sys.argv[1:]))

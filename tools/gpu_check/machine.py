@@ -1,0 +1,126 @@
+"""What this machine is. Reads only; a GPU's settings are never changed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+DISTRIBUTIONS = (
+    "torch",
+    "triton",
+    "numpy",
+    "cupy-cuda13x",
+    "transformers",
+    "pybind11",
+    "cmake",
+    "ninja",
+    "flash-attn",
+    "flash-attn-4",
+    "fa3-fwd",
+)
+GPU_FIELDS = (
+    "name",
+    "compute_cap",
+    "driver_version",
+    "memory.total",
+    "power.limit",
+    "temperature.gpu",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+)
+SOURCE_FOLDERS = ("csrc", "drope_kernels", "python_bindings", "tools")
+
+
+def gpu_fields() -> dict[str, str]:
+    """nvidia-smi's query of the first GPU; empty where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    query = [tool, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    if answer.returncode != 0 or not answer.stdout.strip():
+        return {}
+    values = [value.strip() for value in answer.stdout.splitlines()[0].split(",")]
+    return dict(zip(GPU_FIELDS, values, strict=True))
+
+
+@functools.cache
+def description() -> dict[str, str | int | None]:
+    gpu = gpu_fields()
+    return {
+        "gpu": gpu.get("name"),
+        "compute_capability": gpu.get("compute_cap"),
+        "driver": gpu.get("driver_version"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def find_nvcc() -> str | None:
+    """CUDA_HOME's compiler when that is set, else the one on PATH, else the usual place."""
+    home = os.environ.get("CUDA_HOME")
+    if home is not None:
+        candidate = Path(home) / "bin" / "nvcc"
+        return str(candidate) if candidate.exists() else None
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    nvcc = find_nvcc()
+    found["nvcc"] = None
+    if nvcc is not None:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        release = [line for line in text.splitlines() if "release" in line]
+        found["nvcc"] = release[0].split("release")[1].strip() if release else text.strip()
+    return found
+
+
+@functools.cache
+def commit(root: Path) -> str:
+    """HEAD, with "+changes" when the tree differs; "unknown" where git's folder did not travel."""
+    git = ["git", "-C", str(root)]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return "unknown"
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return "unknown"
+    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+@functools.cache
+def source_digest(root: Path) -> str:
+    """Names the sources that ran, also where no commit is known: first 12 digits of a SHA-256."""
+    digest = hashlib.sha256()
+    for folder in SOURCE_FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".h", ".cu", ".cuh", ".cpp", ".sh"} and path.is_file():
+                digest.update(str(path.relative_to(root)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""What a stage is given, what it returns, and the JSON file it leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import machine
+
+OK, FAILED, NOT_MEASURED = "ok", "failed", "not measured"
+RUNNING = "running"  # only seen in the file of a stage that was stopped
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended. table: short lines for people, printed last."""
+
+    status: str
+    data: dict[str, Any]
+    table: list[str]
+    reason: str = ""
+
+
+@dataclass
+class Context:
+    """One stage's surroundings. seconds: its budget."""
+
+    name: str
+    out: Path
+    dry_run: bool
+    seconds: float
+    started: float = field(default_factory=time.time)
+
+    @property
+    def path(self) -> Path:
+        return self.out / f"{self.name}.json"
+
+    def remaining(self) -> float:
+        return self.seconds - (time.time() - self.started)
+
+    def save(self, outcome: Outcome) -> None:
+        """Writes the stage's file; called again as results come in, so that a stop loses little."""
+        write_report(self.path, envelope(self, outcome))
+
+
+def envelope(context: Context, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "stage": context.name,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "dry_run": context.dry_run,
+        "machine": machine.description(),
+        "versions": machine.versions(),
+        "commit": machine.commit(ROOT),
+        "sources": machine.source_digest(ROOT),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(context.started)),
+        "seconds": round(time.time() - context.started, 2),
+        "data": outcome.data,
+        "table": outcome.table,
+    }
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Replaces the file in one step: a stage may be stopped while it writes."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, allow_nan=False) + "\n")
+    partial.replace(path)
