@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: help demo test test-all bench check format sanitize build clean
@@ -10,7 +11,7 @@ help:
 	@echo "make demo      pretrain with RoPE, drop it, recalibrate, evaluate at 1x to 16x (report/)"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with its slow part"
-	@echo "make bench     CPU benchmarks against torch and ONNX Runtime"
+	@echo "make bench     CPU benchmarks against torch and ONNX Runtime (bench-report/)"
 	@echo "make check     formatter, linter, types, budgets"
 	@echo "make format    formats every file"
 	@echo "make sanitize  kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer"

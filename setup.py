@@ -14,6 +14,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
 MODULE = "drope_kernels._C"
@@ -30,6 +31,13 @@ def find_tool(name: str, bin_dir_attribute: str) -> str:
     if found is None:
         raise RuntimeError(f"building drope_kernels needs {name}: not found. `pip install {name}`")
     return found
+
+
+def run(command: list[str]) -> None:
+    """Stops the build without a traceback: what CMake or the compiler said is the last word."""
+    status = subprocess.run(command).returncode
+    if status != 0:
+        raise ExecError(f"{Path(command[0]).name} ended with status {status}; its message is above")
 
 
 class CMakeBuild(build_ext):
@@ -52,7 +60,7 @@ class CMakeBuild(build_ext):
         self.configure(cmake, build_dir, output_dir)
         jobs = os.environ.get("MAX_JOBS")
         parallel = ["--parallel", jobs] if jobs else []
-        subprocess.run([cmake, "--build", build_dir, *parallel], check=True)
+        run([cmake, "--build", str(build_dir), *parallel])
 
     def settings(self) -> dict[str, str]:
         pybind11 = importlib.import_module("pybind11")
@@ -80,8 +88,7 @@ class CMakeBuild(build_ext):
         defines = [f"-D{name}={value}" for name, value in settings.items()]
         defines.append(f"-DDROPE_OUTPUT_DIR={output_dir}")
         fresh = [] if known else ["--fresh"]
-        command = [cmake, *fresh, "-S", ROOT, "-B", build_dir, "-G", "Ninja", *defines]
-        subprocess.run(command, check=True)
+        run([cmake, *fresh, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", *defines])
         record.write_text(json.dumps(identity, indent=1))
 
 

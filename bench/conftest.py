@@ -8,7 +8,7 @@ import pytest
 
 from .cases import BenchCase
 from .measure import Measured
-from .report import plot, print_table, save
+from .report import plot, print_table, save, write_markdown
 from .timing import ReplayClock
 
 ROWS = pytest.StashKey[list[dict[str, object]]]()
@@ -17,8 +17,8 @@ ROWS = pytest.StashKey[list[dict[str, object]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bench-out",
-        default="report/bench",
-        help="folder for the JSON and the plots (default: report/bench)",
+        default="bench-report",
+        help="folder for the JSON and the plots (default: bench-report)",
     )
 
 
@@ -54,6 +54,6 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.section("drope_kernels benchmark")
     print_table(rows, terminalreporter.write)
     directory = Path(config.getoption("--bench-out"))
-    written = [save(rows, directory), *plot(rows, directory)]
+    written = [save(rows, directory), write_markdown(rows, directory), *plot(rows, directory)]
     for path in written:
         terminalreporter.write_line(f"wrote {path}")

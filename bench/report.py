@@ -64,7 +64,7 @@ def print_table(rows: Iterable[Row], write: Callable[[str], None]) -> None:
             shown.add_row(f"[bold]{case}[/bold]")
         first, *rest = (_cell(template, row[key]) for _, key, template in COLUMNS)
         shown.add_row(f"  {first}", *rest)
-    console = Console(width=110, color_system=None)
+    console = Console(width=130, color_system=None)
     with console.capture() as capture:
         console.print(shown)
     write(capture.get())
@@ -79,6 +79,25 @@ def save(rows: list[Row], directory: Path) -> Path:
     cpu = "".join(c if c.isalnum() else "-" for c in str(about["cpu"]).lower()).strip("-")
     path = directory / f"{cpu}-{about['date']}-{commit}.json"
     path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def write_markdown(rows: list[Row], directory: Path) -> Path:
+    """Every row as one Markdown table, with the machine it belongs to above."""
+    about = machine()
+    build = about["build"]
+    lines = [
+        f"CPU {about['cpu']}, Python {about['python']}, torch {about['torch']}, {about['date']}, "
+        f"commit {build.get('commit') if isinstance(build, dict) else 'unknown'}.",
+        "",
+        "| case | " + " | ".join(title for title, _, _ in COLUMNS) + " |",
+        "|---|---|" + "---:|" * (len(COLUMNS) - 1),
+    ]
+    for row in rows:
+        cells = (_cell(template, row[key]) for _, key, template in COLUMNS)
+        lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+    path = directory / "table.md"
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 

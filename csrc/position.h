@@ -16,8 +16,17 @@ struct SinCos {
   V sin, cos;
 };
 
-// sin and cos of 2 pi * position * (turns_hi + turns_lo); absolute error below 1.5e-7 while
-// |position * turns| < 2^22 turns. Splat is V's broadcast from float: splat(V{}, 1.0f).
+// -1 after an odd number of half turns, which turns both sin and cos around; else 1.
+template <class V>
+DROPE_ANYWHERE V half_turns_sign(V half_turns) {
+  const V half = splat(V{}, 0.5f), minus_two = splat(V{}, -2.0f);
+  const V parity = fused(nearest(half_turns * half), minus_two, half_turns);
+  return fused(absolute(parity), minus_two, splat(V{}, 1.0f));
+}
+
+// sin and cos of 2 pi * position * (turns_hi + turns_lo); absolute error below 2e-7 while
+// |position * turns| < 2^22 turns, and growing with the turns beyond. Splat is V's broadcast from
+// float: splat(V{}, 1.0f).
 template <class V>
 DROPE_ANYWHERE SinCos<V> sincos_turns(V position, V turns_hi, V turns_lo) {
   const auto constant = [](float x) { return splat(V{}, x); };
@@ -26,9 +35,11 @@ DROPE_ANYWHERE SinCos<V> sincos_turns(V position, V turns_hi, V turns_lo) {
   const V half_turns = nearest(product + product);
   // Both subtractions are exact, so the residual enters at the scale of the reduced angle.
   const V reduced = fused(half_turns, constant(-0.5f), product);
-  const V turn = reduced + fused(position, turns_lo, rounding);  // in [-1/4, 1/4]
-  const V parity = fused(nearest(half_turns * constant(0.5f)), constant(-2.0f), half_turns);
-  const V sign = fused(absolute(parity), constant(-2.0f), constant(1.0f));
+  const V near = reduced + fused(position, turns_lo, rounding);
+  // From 2^20 turns on the residual alone reaches past the quarter turn of the polynomials.
+  const V more_half_turns = nearest(near + near);
+  const V turn = fused(more_half_turns, constant(-0.5f), near);  // in [-1/4, 1/4]
+  const V sign = half_turns_sign(half_turns) * half_turns_sign(more_half_turns);
 
   // Minimax polynomials of sin(2 pi t) / t and (cos(2 pi t) - 1) / t^2 in t^2 on [0, 1/16].
   const V t2 = turn * turn;

@@ -107,7 +107,8 @@ def attention(
     Raises:
         ValueError, TypeError: naming the argument, what was expected, what came, and the remedy.
             Values of CPU tensors are checked; those of device tensors only with DROPE_CHECK=1.
-        NotImplementedError: positions that require grad; a backward through the gradients.
+        NotImplementedError: positions that require grad; a backward through the gradients;
+            forward-mode and torch.func differentiation.
 
     Source: the fused forward and backward are FlashAttention-2's, arXiv 2307.08691; position-free
     use after recalibration is DroPE's, arXiv 2512.12167.
@@ -269,8 +270,8 @@ def _dense_call(
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op `drope::attention_fwd`."""
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
     validate.check_qkv(q, k, v)
-    q, k, v = _autocast(q, k, v)
     batch, num_heads_q, seqlen_q, _ = q.shape
     seqlen_kv = k.shape[2]
     validate.check_switches(causal, window, softcap, backend)
@@ -319,8 +320,9 @@ def _packed_call(
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op: one batch row that holds every sequence."""
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
     validate.check_qkv_packed(q, k, v)
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in _autocast(q, k, v))
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     _, num_heads_q, total_q, _ = q.shape
     validate.check_switches(causal, window, softcap, backend)
     validate.check_scale(scale, q, (num_heads_q, total_q), "(Hq, total_q)")
@@ -353,13 +355,14 @@ def _packed_call(
     )
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v in the autocast dtype where autocast is on; float64 stays, as in torch's own ops."""
-    device = q.device.type
-    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
-        return q, k, v
-    dtype = torch.get_autocast_dtype(device)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+def _autocast(x: Tensor) -> Tensor:
+    """q, k or v in the autocast dtype where autocast is on; what torch's own ops leave, stays."""
+    if not isinstance(x, Tensor) or x.dtype not in validate.AUTOCAST_DTYPES:
+        return x  # what is wrong with it is for `validate` to say
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | None, float]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from drope_kernels import _C
+try:
+    import drope_kernels._C as _C
+except ImportError as error:
+    raise ImportError(
+        f"drope_kernels: its compiled module cannot be loaded ({error}); build it with "
+        "`pip install .` in the source tree"
+    ) from error
 
 
 class BuildInfo(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from drope_kernels.build import build_info
+from drope_kernels.build import build_info, cuda_unavailable_reason
 from drope_kernels.demo.command import add_demo_command
 
 
@@ -35,13 +35,20 @@ def print_info(arguments: argparse.Namespace) -> int:
     from drope_kernels import available_backends
 
     rows = {name: _text(value) for name, value in build_info().items()}
+    no_cuda = cuda_unavailable_reason()
+    if no_cuda:
+        rows["cuda"] = f"none: {no_cuda}"
     rows["torch"] = torch.__version__
     rows["torch threads"] = str(torch.get_num_threads())
-    rows["backends"] = _text(available_backends())
+    status = 0
+    try:
+        rows["backends"] = _text(available_backends())
+    except ValueError as error:  # DROPE_CPU_ISA names an instruction set that cannot run here
+        rows["backends"], status = str(error), 1
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name.replace('_', ' '):<{width}}  {value}")
-    return 0
+    return status
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 
 import torch
 
+from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.packed import Backward, Forward
 from drope_kernels.spec import AttentionSpec
 
@@ -63,9 +64,10 @@ def refusal(name: str, spec: AttentionSpec) -> str | None:
 def check_name(name: str) -> None:
     """ValueError unless `name` is "auto" or a known backend."""
     if name != "auto" and name not in _ORDER:
+        no_cuda = cuda_unavailable_reason() if name == "cuda" else None
         raise ValueError(
             f'backend: expected "auto" or one of {", ".join(_ORDER)}, got {name!r}; '
-            "available_backends() lists those that can run here"
+            f"{no_cuda or 'available_backends() lists those that can run here'}"
         )
 
 

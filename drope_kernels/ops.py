@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from drope_kernels.check_values import check_values
 from drope_kernels.dispatch import select
@@ -18,6 +19,7 @@ from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_ord
 from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
 
 _NOTHING = nullcontext()
+_WIDEST_WINDOW = 2**40  # beyond any two indices; wider ones would overflow an int64 sum with one
 # The arguments both ops share, in order.
 _CALL = (
     "Tensor? scale_rows, float scale, bool causal, SymInt? window, float? softcap, "
@@ -72,7 +74,7 @@ def gather_inputs(
         v,
         scale if scale_rows is None else scale_rows,
         causal,
-        window,
+        None if window is None else torch.sym_min(window, _WIDEST_WINDOW),
         softcap,
         q_offset if q_start is None else q_start,
         kv_start,
@@ -221,10 +223,18 @@ class _Attention(torch.autograd.Function):
 
 
 def _attention_fwd_autograd(*arguments: Any) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad
-        for x in arguments[:4]  # q, k, v, scale_rows
+    differentiable = [x for x in arguments[:4] if x is not None]  # q, k, v, scale_rows
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
+    # Neither has a rule here: the first would fail obscurely, the second lose the tangent.
+    if (needs_grad and torch._C._are_functorch_transforms_active()) or any(
+        unpack_dual(x).tangent is not None for x in differentiable
     ):
+        raise NotImplementedError(
+            "attention: expected gradients by torch.autograd, got a torch.func transform or "
+            "forward-mode differentiation; use torch.autograd.grad, or torch's "
+            "scaled_dot_product_attention in math mode"
+        )
+    if needs_grad:
         return _Attention.apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return attention_fwd(*arguments)

@@ -24,6 +24,7 @@ from drope_kernels.frequencies import (
 )
 
 Table = tuple[tuple[float, ...], ...]
+_FASTEST = 2.0**20  # radians per position: float32 still holds the turns at position 2 ** 24
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Rope:
     def __post_init__(self) -> None:
         positive("theta", self.theta)
         positive("attention_factor", self.attention_factor)
+        if self.theta < 1 / _FASTEST:
+            raise ValueError(
+                f"theta: expected at least {1 / _FASTEST:.3g}, got {self.theta}; 10000.0 is the "
+                "usual base"
+            )
         if not isinstance(self.interleaved, bool):
             raise TypeError(
                 "interleaved: expected True or False, got "
@@ -266,6 +272,12 @@ def _as_table(inv_freq: Tensor | Sequence[Any]) -> Table:
     if not all(math.isfinite(f) for row in table for f in row):
         raise ValueError(
             "inv_freq: expected finite numbers, got NaN or infinity; 0 leaves a pair unrotated"
+        )
+    fastest = max(abs(f) for row in table for f in row)
+    if fastest > _FASTEST:
+        raise ValueError(
+            f"inv_freq: expected at most {_FASTEST:.3g} radians per position, got {fastest:.3g}; "
+            "more than pi only aliases at integer positions"
         )
     return table
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from drope_kernels.rope import Rope
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*AUTOCAST_DTYPES, torch.float64)
 POSITION_DTYPES = (torch.float32, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+_FLOAT32 = torch.finfo(torch.float32)
 _ALTERNATIVES = {
     "dropout": "dropout on attention weights is not supported: apply it to the output",
     "dropout_p": "dropout on attention weights is not supported: apply it to the output",
@@ -178,6 +180,8 @@ def check_switches(causal: object, window: object, softcap: object, backend: obj
                 f"window: expected at least 1 key (the query's own), got {window}; None turns it "
                 "off"
             )
+        if isinstance(window, int) and window >= 2**63:
+            raise ValueError(f"window: expected an int64, got {window}; None turns it off")
     if softcap is not None:
         check_positive("softcap", softcap, "None turns it off")
     if not isinstance(backend, str):
@@ -185,11 +189,16 @@ def check_switches(causal: object, window: object, softcap: object, backend: obj
 
 
 def check_positive(name: str, x: object, remedy: str) -> None:
-    """A finite Python number > 0."""
+    """A finite Python number > 0 that float32, in which kernels compute, can hold."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name}: expected a number > 0, got {type(x).__name__}; {remedy}")
     if not (x > 0 and x < math.inf):
         raise ValueError(f"{name}: expected a finite number > 0, got {x}; {remedy}")
+    if not _FLOAT32.tiny <= x <= _FLOAT32.max:
+        raise ValueError(
+            f"{name}: expected a number from {_FLOAT32.tiny:.3g} to {_FLOAT32.max:.3g}, as float32 "
+            f"holds them, got {x}; {remedy}"
+        )
 
 
 def check_flag(name: str, x: object) -> None:
@@ -307,7 +316,8 @@ def check_rope(rope: object, num_heads_kv: int) -> None:
             f"rope: expected True, False or a Rope, got {type(rope).__name__}; Rope() is the plain "
             "rotation, rope=False is none"
         )
-    if rope.num_tables not in (1, num_heads_kv):
+    # Two comparisons: while compiling, `in` does not find a number among symbolic sizes.
+    if rope.num_tables != 1 and rope.num_tables != num_heads_kv:
         raise ValueError(
             f"rope: expected inv_freq with 1 or Hkv = {num_heads_kv} rows, got {rope.num_tables}; "
             "give one row per kv head"

@@ -21,11 +21,11 @@ class CallArguments {
 
   template <class T>
   T value(const char* name) {
-    if (!arguments_.contains(name)) {
-      throw pybind11::type_error(std::string("missing argument '") + name + "'");
-    }
+    // Not through arguments_.contains, a Python call: small attention calls would notice dozens.
+    const pybind11::handle argument = PyDict_GetItemString(arguments_.ptr(), name);
+    if (!argument) throw pybind11::type_error(std::string("missing argument '") + name + "'");
     ++num_read_;
-    return arguments_[name].cast<T>();
+    return argument.cast<T>();
   }
 
   template <class T>

@@ -134,6 +134,41 @@ def test_keys_outside_the_range_may_hold_anything(backend: str, case: Case) -> N
         assert torch.equal(ours[name], expected[name]), name
 
 
+@pytest.mark.parametrize("name", ["static_cache_chunk", "window_static_cache", "static_cache_rope"])
+@on_every_backend
+def test_keys_that_no_query_sees_may_hold_anything(backend: str, name: str) -> None:
+    """Ahead of the causal mask or behind the window, without a range that says so."""
+    clean, dirty = make_call(BY_NAME[name], torch.float32), make_call(BY_NAME[name], torch.float32)
+    for call in (clean, dirty):
+        call.options.pop("kv_end", None)
+    case = clean.case
+    last = torch.tensor(case.query_starts())[:, None] + case.seqlen_q - 1
+    index = torch.arange(case.seqlen_kv)
+    unseen = index > last
+    if case.window is not None:
+        unseen |= index <= last - case.seqlen_q + 1 - case.window
+    dirty.k = dirty.k.masked_fill(unseen[:, None, :, None], torch.nan)
+    dirty.v = dirty.v.masked_fill(unseen[:, None, :, None], torch.nan)
+    expected, ours = run_or_skip(clean, backend), run_or_skip(dirty, backend)
+    for result in expected:
+        assert torch.equal(ours[result], expected[result]), result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@on_every_backend
+def test_queries_that_see_no_key_may_hold_anything(backend: str, dtype: torch.dtype) -> None:
+    """The queries of padding, and the gradient that comes back for them."""
+    case = replace(BY_NAME["left_padded"], scale="row")
+    clean, dirty = make_call(case, dtype), make_call(case, dtype)
+    assert case.kv_start is not None
+    empty = torch.arange(case.seqlen_q) < torch.tensor(case.kv_start)[:, None]
+    dirty.q = dirty.q.masked_fill(empty[:, None, :, None], torch.nan)
+    dirty.grad_out = dirty.grad_out.masked_fill(empty[:, None, :, None], torch.nan)
+    expected, ours = run_or_skip(clean, backend), run_or_skip(dirty, backend)
+    for result in expected:
+        assert torch.equal(ours[result], expected[result]), result
+
+
 def memory_order(x: Tensor) -> list[int]:
     """Dimensions from the slowest to the fastest in memory."""
     return sorted(range(x.dim()), key=lambda dim: -x.stride(dim))

@@ -71,6 +71,15 @@ def twice_differentiated() -> None:
     dq.sum().backward()
 
 
+def transformed(transform: Callable[..., Any]) -> Callable[[], object]:
+    q, k, v = qkv().values()
+    return lambda: transform(lambda x: dk.attention(x, k, v).sum())(q)
+
+
+def tangent(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
+    return lambda x: torch.func.jvp(function, (x,), (x,))
+
+
 @dataclass(frozen=True)
 class Bad:
     """A wrong call and a piece of each part of the message it must raise."""
@@ -118,11 +127,15 @@ TENSORS = [
     Bad(
         "double_backward", twice_differentiated, N, "attention", "one back", "double", "scaled_dot"
     ),
+    Bad("func_grad", transformed(torch.func.grad), N, "attention", "autograd", "func", "scaled"),
+    Bad("forward_mode", transformed(tangent), N, "attention", "autograd", "forward-", "scaled"),
 ]
 
 NUMBERS = [
     Bad("scale_nan", dense(scale=float("nan")), V, "scale", "finite", "nan", "D ** -0.5"),
     Bad("scale_inf", dense(scale=float("inf")), V, "scale", "finite", "inf", "D ** -0.5"),
+    Bad("scale_huge", dense(scale=1e39), V, "scale", "3.4e+38", "1e+39", "D ** -0.5"),
+    Bad("scale_tiny", dense(scale=1e-50), V, "scale", "1.18e-38", "1e-50", "D ** -0.5"),
     Bad("scale_zero", dense(scale=0.0), V, "scale", "> 0", "0.0", "D ** -0.5"),
     Bad("scale_negative", dense(scale=-1), V, "scale", "> 0", "-1", "D ** -0.5"),
     Bad("scale_string", dense(scale="1"), T, "scale", "number", "str", "D ** -0.5"),
@@ -135,10 +148,12 @@ NUMBERS = [
     Bad("scale_device", dense(scale=META[:1, 0, 0, :1]), V, "scale", "cpu", "meta", ".to("),
     Bad("window_0", dense(window=0), V, "window", "at least 1", "0", "None"),
     Bad("window_negative", dense(window=-1), V, "window", "at least 1", "-1", "None"),
+    Bad("window_int128", dense(window=2**70), V, "window", "int64", str(2**70), "None"),
     Bad("window_float", dense(window=4.0), T, "window", "number of keys", "float", "None"),
     Bad("window_bool", dense(window=True), T, "window", "number of keys", "bool", "None"),
     Bad("window_pair", dense(window=(4, 0)), T, "window", "number of keys", "tuple", "None"),
     Bad("softcap_0", dense(softcap=0.0), V, "softcap", "> 0", "0.0", "None"),
+    Bad("softcap_tiny", dense(softcap=1e-50), V, "softcap", "float32", "1e-50", "None"),
     Bad("softcap_nan", dense(softcap=float("nan")), V, "softcap", "finite", "nan", "None"),
     Bad("softcap_tensor", dense(softcap=torch.ones(())), T, "softcap", "number", "Tensor", "None"),
     Bad("causal_int", dense(causal=1), T, "causal", "True or False", "int", "bool("),
@@ -257,10 +272,12 @@ ROTATION = [
     Bad("dim_negative", rope(dim=-4), V, "dim", ">= 2", "-4", "rope=False"),
     Bad("dim_float", rope(dim=4.0), T, "dim", "even", "float", "None"),
     Bad("theta_zero", rope(theta=0.0), V, "theta", "> 0", "0.0", "10000"),
+    Bad("theta_tiny", rope(theta=1e-300), V, "theta", "at least", "1e-300", "10000"),
     Bad("theta_nan", rope(theta=float("nan")), V, "theta", "finite", "nan", "10000"),
     Bad("theta_text", rope(theta="10k"), T, "theta", "number", "str", "10000"),
     Bad("interleaved", rope(interleaved=2), T, "interleaved", "True or False", "int", "pairs"),
     Bad("inv_freq_nan", rope(inv_freq=[0.1, float("nan")]), V, "inv_freq", "finite", "NaN", "0 "),
+    Bad("inv_freq_huge", rope(inv_freq=[1e300]), V, "inv_freq", "at most", "1e+300", "alias"),
     Bad("inv_freq_rank", rope(inv_freq=ZEROS(1, 2, 3)), V, "inv_freq", "dim / 2", "(1, 2", "row"),
     Bad("inv_freq_empty", rope(inv_freq=[]), V, "inv_freq", "dim / 2", "[0]", "one row"),
     Bad(

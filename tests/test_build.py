@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import drope_kernels
 from drope_kernels import _C
@@ -91,8 +92,43 @@ def test_every_public_name_exists_and_is_documented() -> None:
 def test_drope_info_prints_the_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    for fact in (drope_kernels.__version__, drope_kernels.build_info()["compiler"], "reference"):
+    for fact in (
+        *(drope_kernels.__version__, drope_kernels.build_info()["compiler"], "reference"),
+        "was built without CUDA kernels",
+    ):
         assert fact in printed
+
+
+def test_drope_info_prints_what_is_wrong_with_the_isa(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DROPE_CPU_ISA", "sse9")
+    _C.set_cpu_isa("")
+    assert main(["info"]) == 1
+    monkeypatch.undo()
+    _C.set_cpu_isa("")
+    assert "DROPE_CPU_ISA: expected one of" in capsys.readouterr().out
+
+
+def test_a_tree_without_the_compiled_module_says_how_to_build_it(tmp_path: Path) -> None:
+    package = tmp_path / "drope_kernels"
+    shutil.copytree(ROOT / "drope_kernels", package, ignore=shutil.ignore_patterns("_C*", "demo"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        # An editable install would find the compiled module elsewhere.
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        "import drope_kernels"
+    )
+    result = run(sys.executable, "-P", "-c", code)
+    assert result.returncode != 0
+    assert "No module named 'drope_kernels._C'" in result.stderr
+    assert "pip install ." in result.stderr
+
+
+def test_asking_a_cpu_build_for_cuda_says_why_not() -> None:
+    x = torch.zeros(1, 1, 1, 8)
+    with pytest.raises(ValueError, match=r"got 'cuda'; drope_kernels .* built without CUDA"):
+        drope_kernels.attention(x, x, x, backend="cuda")
 
 
 def test_drope_without_a_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

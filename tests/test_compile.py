@@ -44,6 +44,12 @@ def with_yarn(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     return dk.attention(q, k, v, rope=rope, backend=backend)
 
 
+def with_tables(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    rope = dk.Rope(inv_freq=[[0.5, 0.1], [0.0, 0.3]])  # one row per kv head
+    positions = torch.arange(q.shape[2]).expand(q.shape[0], -1) * 3
+    return dk.attention(q, k, v, rope=rope, positions=positions, backend=backend)
+
+
 COMPILED = {
     "plain": dk.attention,
     "rope": functools.partial(dk.attention, rope=True),
@@ -52,6 +58,7 @@ COMPILED = {
     "length_scale": with_length_scale,
     "rows": with_rows,
     "yarn": with_yarn,
+    "tables": with_tables,
 }
 
 

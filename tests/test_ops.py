@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -248,10 +249,40 @@ def test_autocast_casts_q_k_v_and_nothing_else(backend: str) -> None:
         assert torch.equal(ours.grad, theirs.grad.float())
 
 
+def test_autocast_unites_mixed_dtypes() -> None:
+    """As torch's own attention does: norms leave q and k in float32, a projection v in bfloat16."""
+    q, k, v = (x.detach() for x in qkv())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = dk.attention(q, k, v.bfloat16())
+        assert torch.equal(out, dk.attention(q, k, v))
+        lengths = int32(0, q.shape[2]), int32(0, k.shape[2])
+        packed = (x[0].transpose(0, 1) for x in (q, k.bfloat16(), v))
+        assert dk.attention_varlen(*packed, *lengths).dtype == torch.bfloat16
+
+
 def test_autocast_leaves_float64_alone() -> None:
     operands = [x.detach().double() for x in qkv()]
     with torch.autocast("cpu", torch.bfloat16):
         assert dk.attention(*operands).dtype == torch.float64
+
+
+# --- extremes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@on_every_backend
+def test_a_window_wider_than_any_index_is_none(backend: str, causal: bool) -> None:
+    for start in (2, -4):
+        options = {"causal": causal, "q_start": start, "backend": backend}
+        expected = dk.attention(*qkv(), **options)
+        assert torch.equal(dk.attention(*qkv(), window=sys.maxsize, **options), expected)
+
+
+def test_meta_tensors_give_meta_results() -> None:
+    q, k, v = (x.detach().to("meta") for x in qkv())
+    out, lse = dk.attention(q, k, v, rope=True, return_lse=True)
+    assert (out.shape, out.device.type) == ((*q.shape[:3], v.shape[3]), "meta")
+    assert lse.shape == q.shape[:3]
 
 
 # --- selection -----------------------------------------------------------------------------------

@@ -72,10 +72,14 @@ def test_report_files(rows, tmp_path):
     assert widths["| first"] == widths["| second"]  # a bar in a name is no column
 
 
-def test_a_failed_report_leaves_the_old_one_whole(rows, tmp_path, monkeypatch):
+def test_a_refused_or_failed_report_leaves_the_old_one_whole(rows, tmp_path, monkeypatch):
     out = tmp_path / "report"
     write_report(report_of(rows), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"with other files \(notes\.txt\)"):
+        write_report(report_of(rows), out)
+    (out / "notes.txt").unlink()
 
     def broken(*_):
         raise KeyboardInterrupt

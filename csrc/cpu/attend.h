@@ -54,7 +54,8 @@ struct Softmax {
     const Vec none = broadcast(-kInfinity);
     const Vec scaled = scale_log2[v] * row_max[v];
     const Vec new_base = select(equal(row_max[v], none), zero(), scaled);
-    row_scale = exp2(base[v] - new_base);
+    // Exactly 1 while the base stays: exp2(0) is not, and would fade early keys block by block.
+    row_scale = select(equal(base[v], new_base), broadcast(1.0f), exp2(base[v] - new_base));
     base[v] = select(equal(row_max[v], none), none, scaled);
     return new_base;
   }
@@ -66,11 +67,16 @@ DROPE_INLINE void score_keys(int64_t begin, int64_t end, KeyRange unmasked,
                              const BlockMask<kVecCount>& mask, const float* k_panels,
                              int64_t k_words, const TileScratch& tile, Vec (&row_max)[kVecCount]) {
   constexpr int64_t kQueries = kVecCount * kLanes;
+  const float* const q = tile.q + kFirst * kLanes;
+  float* const p = tile.p;
+  // Copies of its own: a store of scores could change what a reference leads to.
+  Vec max_s[kVecCount];
+#pragma GCC unroll 8
+  for (int v = kFirst; v < kVecCount; ++v) max_s[v] = row_max[v];
   for (int64_t key = begin; key < end; key += kRows) {
     Vec acc_s[kRows][kVecCount];
     clear(acc_s);
-    multiply_accumulate<Dot, kFirst>(panel(k_panels + key * k_words), tile.q + kFirst * kLanes,
-                                     kQueries, k_words, acc_s);
+    multiply_accumulate<Dot, kFirst>(panel(k_panels + key * k_words), q, kQueries, k_words, acc_s);
     if (key < unmasked.begin || key + kRows > unmasked.end) {
       for (int r = 0; r < kRows; ++r) {
         for (int v = kFirst; v < kVecCount; ++v) acc_s[r][v] = mask.apply(acc_s[r][v], v, key + r);
@@ -80,11 +86,13 @@ DROPE_INLINE void score_keys(int64_t begin, int64_t end, KeyRange unmasked,
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (int v = kFirst; v < kVecCount; ++v) {
-        row_max[v] = max(row_max[v], acc_s[r][v]);
-        store(tile.p + (key + r) * kQueries + v * kLanes, acc_s[r][v]);
+        max_s[v] = max(max_s[v], acc_s[r][v]);
+        store(p + (key + r) * kQueries + v * kLanes, acc_s[r][v]);
       }
     }
   }
+#pragma GCC unroll 8
+  for (int v = kFirst; v < kVecCount; ++v) row_max[v] = max_s[v];
 }
 
 // Replaces scores s by tanh(s * scale / softcap), masked ones stay -inf. Of row_max only

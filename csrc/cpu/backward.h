@@ -122,9 +122,7 @@ class Backward {
 
   Head head_at(int64_t first, int64_t slot) const {
     const int64_t batch = (first + slot) / p_.num_heads_kv;
-    KeyRange keys = visible_to_any(p_, batch);
-    if (keys.empty()) keys = {0, 0};
-    return {batch, (first + slot) % p_.num_heads_kv, keys,
+    return {batch, (first + slot) % p_.num_heads_kv, visible_to_any(p_, batch),
             heads_.data() + slot * plan_.head_size()};
   }
 

@@ -53,6 +53,12 @@ DROPE_INLINE Matrix<Element> grad_out_matrix(const AttentionBackwardParams& p,
           p.stride_grad_out_row, p.seqlen_q, p.head_dim_v};
 }
 
+// x without the rows outside `rows`, which pack as 0. Row rows.begin of x is row 0.
+template <class Element>
+DROPE_INLINE Matrix<Element> only_rows(const Matrix<Element>& x, KeyRange rows) {
+  return {x.data + rows.begin * x.stride_row, x.stride_row, rows.end - rows.begin, x.dim};
+}
+
 DROPE_INLINE float scale_of_row(const AttentionParams& p, int64_t batch, int64_t head,
                                 int64_t row) {
   if (p.scale_rows == nullptr) return p.scale;
@@ -88,16 +94,19 @@ void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
   }
 }
 
+// Rows that see no key are loaded as 0, like those past the end: they may be NaN.
 template <class Element, class Dot>
 void load_queries(const AttentionBackwardParams& p, const QueryRows& rows, int64_t origin,
                   BackwardTile<Dot>& tile) {
   tile.range = TileRange<kMaxVecs>(p, rows.batch, rows.first, origin);
-  const Matrix<Element> q = query_matrix<Element>(p, rows);
-  const Matrix<Element> grad_out = grad_out_matrix<Element>(p, rows);
-  pack_lanes<Dot, kMaxVecs>(NoPosition{}, q, rows.first, tile.q_lanes);
-  pack_lanes<Dot, kMaxVecs>(NoPosition{}, grad_out, rows.first, tile.grad_out_lanes);
-  pack_channel_lanes<Dot>(q, rows.first, kBlockQ, tile.q_rows);
-  pack_channel_lanes<Dot>(grad_out, rows.first, kBlockQ, tile.grad_out_rows);
+  const KeyRange lanes = tile.range.seeing_lanes();
+  const KeyRange seeing{rows.first + lanes.begin, std::min(rows.first + lanes.end, p.seqlen_q)};
+  const Matrix<Element> q = only_rows(query_matrix<Element>(p, rows), seeing);
+  const Matrix<Element> grad_out = only_rows(grad_out_matrix<Element>(p, rows), seeing);
+  pack_lanes<Dot, kMaxVecs>(NoPosition{}, q, -lanes.begin, tile.q_lanes);
+  pack_lanes<Dot, kMaxVecs>(NoPosition{}, grad_out, -lanes.begin, tile.grad_out_lanes);
+  pack_channel_lanes<Dot>(q, -lanes.begin, kBlockQ, tile.q_rows);
+  pack_channel_lanes<Dot>(grad_out, -lanes.begin, kBlockQ, tile.grad_out_rows);
   load_row_terms<Element>(p, rows, tile);
   std::memset(tile.grad_q_lanes, 0, sizeof(float) * tile.channels() * kBlockQ);
 }
@@ -131,9 +140,11 @@ void store_queries(const AttentionBackwardParams& p, const QueryRows& rows,
                                grad_q + row * p.stride_grad_q_row);
       if (p.grad_scale == nullptr) continue;
       const float* q_row_grad = stage[i];
+      const bool empty = tile.minus_lse_log2[first + i] == -kInfinity;
       p.grad_scale[head_row + row] =
-          dot_rows<Element, Float32>(q.data + row * q.stride_row, q_row_grad, p.head_dim) /
-          tile.scale[first + i];
+          empty ? 0.0f
+                : dot_rows<Element, Float32>(q.data + row * q.stride_row, q_row_grad, p.head_dim) /
+                      tile.scale[first + i];
     }
   }
 }

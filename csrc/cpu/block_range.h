@@ -24,25 +24,40 @@ DROPE_INLINE KeyRange valid_keys(const AttentionParams& p, int64_t batch) {
   return {std::clamp<int64_t>(begin, 0, p.seqlen_kv), std::clamp<int64_t>(end, 0, p.seqlen_kv)};
 }
 
-// Every mask of an attention call is an interval of keys per query, and both of its ends never
-// decrease from one query to the next.
-DROPE_INLINE KeyRange visible_keys(const AttentionParams& p, int64_t batch, int64_t query) {
-  const MaskParams& mask = p.mask;
-  const int64_t index = mask.q_start[batch] + query;
-  KeyRange keys = valid_keys(p, batch);
-  if (mask.window > 0) keys.begin = std::max(keys.begin, index - mask.window + 1);
-  if (mask.causal) {
-    keys.end = std::min(keys.end, index + 1);
-  } else if (mask.window > 0) {
-    keys.end = std::min(keys.end, index + mask.window);
+// The keys that each query of a batch row sees. Every mask of an attention call is an interval of
+// keys per query, and both of its ends never decrease from one query to the next.
+class VisibleKeys {
+ public:
+  DROPE_INLINE VisibleKeys(const AttentionParams& p, int64_t batch)
+      : valid_(valid_keys(p, batch)), q_start_(p.mask.q_start[batch]) {
+    const int64_t window = p.mask.window;
+    if (window > 0) behind_ = window - 1;
+    if (p.mask.causal) {
+      ahead_ = 1;
+    } else if (window > 0) {
+      ahead_ = window;
+    }
   }
-  return keys;
-}
 
-// The keys that any query of a batch row sees.
+  DROPE_INLINE KeyRange of_query(int64_t query) const {
+    const int64_t index = q_start_ + query;
+    return {std::max(valid_.begin, index - behind_), std::min(valid_.end, index + ahead_)};
+  }
+
+ private:
+  static constexpr int64_t kUnlimited = int64_t{1} << 40;
+
+  KeyRange valid_;
+  int64_t q_start_;
+  int64_t behind_ = kUnlimited, ahead_ = kUnlimited;  // of the key at the query's own index
+};
+
+// The keys that any query of a batch row sees; {0, 0} if there are none.
 DROPE_INLINE KeyRange visible_to_any(const AttentionParams& p, int64_t batch) {
   if (p.seqlen_q == 0) return {0, 0};
-  return {visible_keys(p, batch, 0).begin, visible_keys(p, batch, p.seqlen_q - 1).end};
+  const VisibleKeys visible(p, batch);
+  const KeyRange keys{visible.of_query(0).begin, visible.of_query(p.seqlen_q - 1).end};
+  return keys.empty() ? KeyRange{0, 0} : keys;
 }
 
 // The kv loop of kVecCount * kLanes queries, in keys counted from `origin`.
@@ -56,13 +71,14 @@ struct TileRange {
 
   TileRange() = default;
   TileRange(const AttentionParams& p, int64_t batch, int64_t first_query, int64_t origin) {
+    const VisibleKeys visible(p, batch);
     any = {INT64_MAX, 0};
     all = {0, INT64_MAX};
     int64_t end = 0;
     for (int v = 0; v < kVecCount; ++v) {
       for (int i = v * kLanes; i < (v + 1) * kLanes; ++i) {
         // Lanes past the last query repeat it; what they compute is not stored.
-        KeyRange keys = visible_keys(p, batch, std::min(first_query + i, p.seqlen_q - 1));
+        KeyRange keys = visible.of_query(std::min(first_query + i, p.seqlen_q - 1));
         keys = keys.empty() ? KeyRange{0, 0} : KeyRange{keys.begin - origin, keys.end - origin};
         lane_begin[i] = static_cast<int32_t>(keys.begin);
         lane_end[i] = static_cast<int32_t>(keys.end);
@@ -73,6 +89,16 @@ struct TileRange {
       vec_end[v] = end;
     }
     any = {std::min(any.begin, end), end};
+  }
+
+  // From the first lane that sees a key to the last.
+  KeyRange seeing_lanes() const {
+    KeyRange lanes{0, 0};
+    for (int i = 0; i < kQueries; ++i) {
+      if (lane_begin[i] >= lane_end[i]) continue;
+      lanes = {lanes.empty() ? i : lanes.begin, i + 1};
+    }
+    return lanes;
   }
 };
 

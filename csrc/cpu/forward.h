@@ -1,4 +1,5 @@
 // Attention forward:
+//   tabulate the angles that all heads of a batch row rotate by
 //   pack k, rotated, and v once per kv head
 //   for each tile of queries: pack q, rotated
 //     for each kv block: scores, mask, softmax update, accumulate      (attend.h)
@@ -61,8 +62,10 @@ struct ForwardPlan {
   int64_t k_size, v_size;          // floats of a packed head
   int64_t q_size, p_size, o_size;  // floats of a tile
   int64_t num_tiles;               // per query head
+  int64_t k_angles, angles_size;   // floats of a batch row's angles: of its keys, of all
   int num_threads;
-  int64_t heads_at_a_time;  // kv heads packed together, so that every thread finds work
+  int64_t heads_at_a_time;    // kv heads packed together, so that every thread finds work
+  int64_t batches_at_a_time;  // batch rows that these heads belong to, at most
 
   ForwardPlan(const AttentionForwardParams& p, const CpuOptions& options) {
     constexpr int64_t kQueries = kMaxVecs * kLanes;
@@ -88,13 +91,20 @@ struct ForwardPlan {
     heads_at_a_time = num_threads == 1 ? 1 : 2 * num_threads;
     const int64_t fitting = kPackedFloats / std::max<int64_t>(k_size + v_size, 1);
     heads_at_a_time = std::max<int64_t>(1, std::min({heads_at_a_time, heads, fitting}));
+
+    const bool shared_angles =
+        p.rotary.rotary_dim > 0 && p.rotary.num_tables == 1 && p.num_heads_q > 1;
+    const int64_t row_angles = shared_angles ? RotaryRows::angle_floats(p.rotary.rotary_dim) : 0;
+    k_angles = round_up(max_keys, kLanes) * row_angles;
+    angles_size = k_angles + p.seqlen_q * row_angles;
+    // Heads packed together may begin and end inside a batch row.
+    batches_at_a_time =
+        std::min(p.batch, (heads_at_a_time + p.num_heads_kv - 2) / p.num_heads_kv + 1);
   }
 
   // Keys that a batch row needs packed: those some query sees, or all when rotated keys are kept.
   static KeyRange packed_keys(const AttentionForwardParams& p, int64_t batch) {
-    if (p.k_prepared != nullptr) return {0, p.seqlen_kv};
-    const KeyRange keys = visible_to_any(p, batch);
-    return keys.empty() ? KeyRange{0, 0} : keys;
+    return p.k_prepared != nullptr ? KeyRange{0, p.seqlen_kv} : visible_to_any(p, batch);
   }
 
   static constexpr double kFlopsPerThread = 2e6;      // less work than this is not worth a wake-up
@@ -110,14 +120,19 @@ class Forward {
       : p_(params),
         plan_(params, options),
         heads_(plan_.heads_at_a_time * (plan_.k_size + plan_.v_size)),
-        tiles_(plan_.num_threads * (plan_.q_size + plan_.p_size + plan_.o_size)) {}
+        tiles_(plan_.num_threads * (plan_.q_size + plan_.p_size + plan_.o_size)),
+        angles_(plan_.batches_at_a_time * plan_.angles_size) {}
 
   void run() const {
     const int64_t num_blocks = (plan_.max_keys + kBlockKv - 1) / kBlockKv;
     const int64_t tiles_per_head = p_.num_heads_q / p_.num_heads_kv * plan_.num_tiles;
     const int64_t num_heads = p_.batch * p_.num_heads_kv;
+    int64_t num_tabulated = 0;  // batch rows
     for (int64_t first = 0; first < num_heads; first += plan_.heads_at_a_time) {
       const int64_t count = std::min(plan_.heads_at_a_time, num_heads - first);
+      const int64_t batch_end = (first + count - 1) / p_.num_heads_kv + 1;
+      if (plan_.angles_size > 0) tabulate_batches(num_tabulated, batch_end);
+      num_tabulated = batch_end;
       parallel_for(plan_.num_threads, count * num_blocks, [&](int64_t task, int) {
         pack_block(first, task / num_blocks, task % num_blocks * kBlockKv);
       });
@@ -137,6 +152,46 @@ class Forward {
     return {k, k + plan_.k_size, keys.begin, keys.end - keys.begin, plan_.k_words, plan_.v_dim};
   }
 
+  float* batch_angles(int64_t batch) const {
+    return angles_.data() + batch % plan_.batches_at_a_time * plan_.angles_size;
+  }
+
+  RotaryRows rotation_of_keys(int64_t batch, int64_t kv_head) const {
+    RotaryRows rotation = key_rotation(p_, batch, kv_head, 1.0f);
+    if (plan_.angles_size > 0) rotation.angles = batch_angles(batch);
+    rotation.first_angle = plan_.packed_keys(p_, batch).begin;
+    return rotation;
+  }
+
+  RotaryRows rotation_of_queries(int64_t batch, int64_t kv_head) const {
+    RotaryRows rotation = query_rotation(p_, batch, kv_head, 1.0f);
+    if (plan_.angles_size > 0) rotation.angles = batch_angles(batch) + plan_.k_angles;
+    return rotation;
+  }
+
+  // The angles of the keys and queries of batch rows [begin, end).
+  void tabulate_batches(int64_t begin, int64_t end) const {
+    const int64_t k_blocks = (plan_.max_keys + kBlockKv - 1) / kBlockKv;
+    const int64_t num_blocks = k_blocks + (p_.seqlen_q + kBlockKv - 1) / kBlockKv;
+    parallel_for(plan_.num_threads, (end - begin) * num_blocks, [&](int64_t task, int) {
+      const int64_t batch = begin + task / num_blocks;
+      const int64_t block = task % num_blocks;
+      if (block < k_blocks) {
+        const KeyRange keys = plan_.packed_keys(p_, batch);
+        // Packing rotates whole groups of rows.
+        const int64_t padded_end = keys.begin + round_up(keys.end - keys.begin, kLanes);
+        tabulate_block(rotation_of_keys(batch, 0), keys.begin + block * kBlockKv,
+                       std::min(padded_end, p_.seqlen_kv));
+      } else {
+        tabulate_block(rotation_of_queries(batch, 0), (block - k_blocks) * kBlockKv, p_.seqlen_q);
+      }
+    });
+  }
+
+  static void tabulate_block(const RotaryRows& rows, int64_t first, int64_t end) {
+    tabulate_angles(rows, first, std::min(first + kBlockKv, end));
+  }
+
   void pack_block(int64_t first_head, int64_t slot, int64_t block) const {
     const int64_t batch = (first_head + slot) / p_.num_heads_kv;
     const int64_t kv_head = (first_head + slot) % p_.num_heads_kv;
@@ -149,7 +204,7 @@ class Forward {
         static_cast<const Storage*>(p_.k) + batch * p_.stride_k_batch + kv_head * p_.stride_k_head,
         p_.stride_k_row, p_.seqlen_kv, p_.head_dim};
     if (p_.rotary.rotary_dim > 0) {
-      RotaryRows rotation = key_rotation(p_, batch, kv_head, 1.0f);
+      RotaryRows rotation = rotation_of_keys(batch, kv_head);
       if (p_.k_prepared != nullptr) {
         rotation.prepared =
             static_cast<Storage*>(p_.k_prepared) + (first_head + slot) * p_.seqlen_kv * p_.head_dim;
@@ -159,12 +214,12 @@ class Forward {
       pack_row_panels<Dot>(NoPosition{}, k, head.origin + block, count, k_panels);
     }
 
-    // Values that no query may see are packed as 0: their probability is 0, they may be NaN.
-    const KeyRange valid = valid_keys(p_, batch);
+    // Values that no query sees are packed as 0: their probability is 0, they may be NaN.
+    const KeyRange seen = visible_to_any(p_, batch);
     const Matrix<Element> v{static_cast<const Storage*>(p_.v) + batch * p_.stride_v_batch +
-                                kv_head * p_.stride_v_head + valid.begin * p_.stride_v_row,
-                            p_.stride_v_row, valid.end - valid.begin, p_.head_dim_v};
-    pack_channel_panels<Dot>(v, head.origin + block - valid.begin, count,
+                                kv_head * p_.stride_v_head + seen.begin * p_.stride_v_row,
+                            p_.stride_v_row, seen.end - seen.begin, p_.head_dim_v};
+    pack_channel_panels<Dot>(v, head.origin + block - seen.begin, count,
                              const_cast<float*>(head.v) + block / Dot::kDepth * head.v_dim);
   }
 
@@ -209,7 +264,7 @@ class Forward {
         static_cast<const Storage*>(p_.q) + batch * p_.stride_q_batch + head * p_.stride_q_head,
         p_.stride_q_row, p_.seqlen_q, p_.head_dim};
     if (p_.rotary.rotary_dim > 0) {
-      RotaryRows rotation = query_rotation(p_, batch, kv_head, 1.0f);
+      RotaryRows rotation = rotation_of_queries(batch, kv_head);
       if (p_.q_prepared != nullptr) {
         rotation.prepared = static_cast<Storage*>(p_.q_prepared) +
                             (batch * p_.num_heads_q + head) * p_.seqlen_q * p_.head_dim;
@@ -222,7 +277,7 @@ class Forward {
 
   const AttentionForwardParams& p_;
   ForwardPlan<Dot> plan_;
-  Scratch heads_, tiles_;
+  Scratch heads_, tiles_, angles_;
 };
 
 inline void forward(const AttentionForwardParams& params, const CpuOptions& options) {

@@ -88,11 +88,25 @@ class RowStage {
   alignas(64) Storage data_[kLanes * kStride];
 };
 
+// Asks for rows of x that are packed next: rotation works on one row after the other, so it would
+// wait for each of them.
+template <class Element>
+DROPE_INLINE void prefetch_rows(const Matrix<Element>& x, int64_t row, int64_t count) {
+  constexpr int64_t kCacheLine = 64 / sizeof(typename Element::Storage);
+  const int64_t end = std::min(row + count, x.num_rows);
+  for (int64_t i = std::max<int64_t>(row, 0); i < end; ++i) {
+    for (int64_t c = 0; c < x.dim; c += kCacheLine) {
+      __builtin_prefetch(x.data + i * x.stride_row + c);
+    }
+  }
+}
+
 // Rows [row, row + kVecCount * kLanes) of x as the vector operand, packed[w * kVecCount * kLanes +
 // lane].
 template <class Dot, int kVecCount, class Element, class Position>
 void pack_lanes(const Position& position, const Matrix<Element>& x, int64_t row, float* packed) {
   RowStage<Dot> stage;
+  prefetch_rows(x, row, kVecCount * kLanes);
   for (int v = 0; v < kVecCount; ++v) {
     for (int i = 0; i < kLanes; ++i) stage.set_row(i, position, x, row + v * kLanes + i);
     stage.transposed(words<Dot>(x.dim), [&](int64_t w, Vec lanes) {
@@ -108,6 +122,7 @@ void pack_row_panels(const Position& position, const Matrix<Element>& x, int64_t
   RowStage<Dot> stage;
   const int64_t panel_words = words<Dot>(x.dim) * kRows;
   for (int64_t group = 0; group < count; group += kLanes) {
+    prefetch_rows(x, row + group + kLanes, kLanes);
     for (int i = 0; i < kLanes; ++i) stage.set_row(i, position, x, row + group + i);
     float* panels = packed + group / kRows * panel_words;
     stage.transposed(words<Dot>(x.dim), [&](int64_t w, Vec lanes) {
@@ -126,6 +141,7 @@ void pack_channels(const Matrix<Element>& x, int64_t row, int64_t count, int64_t
   constexpr int64_t kGroup = kLanes / Dot::kDepth;  // words at a time, so that writes are runs
   for (int64_t first = 0; first < words<Dot>(count); first += kGroup) {
     const int64_t num_words = std::min(kGroup, words<Dot>(count) - first);
+    prefetch_rows(x, row + first * Dot::kDepth + kLanes, kLanes);
     for (int64_t i = 0; i < num_words * Dot::kDepth; ++i) {
       stage.set_row(i, NoPosition{}, x, row + first * Dot::kDepth + i);
     }

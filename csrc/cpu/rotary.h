@@ -28,9 +28,28 @@ struct RotaryRows {
   const float* positions;  // (num_rows); null: first_position + row
   int64_t first_position;
   void* prepared = nullptr;  // (num_rows, row length) contiguous, where rotated rows are also kept
+  // From tabulate_angles, of rows first_angle and up; null: not tabulated.
+  float* angles = nullptr;
+  int64_t first_angle = 0;
 
   DROPE_INLINE float position(int64_t row) const {
     return positions != nullptr ? positions[row] : static_cast<float>(first_position + row);
+  }
+
+  // Of pairs [i, i + count), i a multiple of kLanes.
+  DROPE_INLINE SinCos<Vec> angle(int64_t row, int64_t i, int count) const {
+    if (angles != nullptr) {
+      const float* of_pairs = angles + (row - first_angle) * angle_floats(dim) + 2 * i;
+      return {load(of_pairs), load(of_pairs + kLanes)};
+    }
+    return evaluate_angle(row, i, count);
+  }
+
+  DROPE_INLINE SinCos<Vec> evaluate_angle(int64_t row, int64_t i, int count) const;
+
+  // Of a row in a table of angles.
+  static DROPE_INLINE int64_t angle_floats(int64_t dim) {
+    return 2 * ((dim / 2 + kLanes - 1) / kLanes) * kLanes;
   }
 };
 
@@ -95,13 +114,32 @@ DROPE_INLINE void store_some(typename To::Storage* p, Vec x, int count) {
   }
 }
 
+DROPE_INLINE SinCos<Vec> RotaryRows::evaluate_angle(int64_t row, int64_t i, int count) const {
+  return rotary.angle(broadcast(position(row)), load_some<Float32>(turns_hi + i, count),
+                      load_some<Float32>(turns_lo + i, count));
+}
+
+// Fills the table of `rows` for rows [begin, end): (row, kLanes pairs, sin or cos, pair).
+inline void tabulate_angles(const RotaryRows& rows, int64_t begin, int64_t end) {
+  const int64_t offset = (begin - rows.first_angle) * RotaryRows::angle_floats(rows.dim);
+  float* angles = rows.angles + offset;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t i = 0; i < rows.dim / 2; i += kLanes, angles += 2 * kLanes) {
+      const int64_t rest = rows.dim / 2 - i;
+      const int count = rest < kLanes ? static_cast<int>(rest) : kLanes;
+      const SinCos<Vec> angle = rows.evaluate_angle(row, i, count);
+      store(angles, angle.sin);
+      store(angles + kLanes, angle.cos);
+    }
+  }
+}
+
 // Rotates pairs [i, i + count) of a row whose pairs are (c, c + dim / 2).
 template <class From, class To>
-DROPE_INLINE void rotate_half_split(const RotaryRows& rows, Vec position, int64_t i, int count,
+DROPE_INLINE void rotate_half_split(const RotaryRows& rows, int64_t row, int64_t i, int count,
                                     const typename From::Storage* from, typename To::Storage* to) {
   const int64_t half = rows.dim / 2;
-  const auto angle = rows.rotary.angle(position, load_some<Float32>(rows.turns_hi + i, count),
-                                       load_some<Float32>(rows.turns_lo + i, count));
+  const SinCos<Vec> angle = rows.angle(row, i, count);
   Vec x1 = load_some<From>(from + i, count), x2 = load_some<From>(from + half + i, count);
   Rotary::rotate_pair(x1, x2, angle);
   store_some<From, To>(to + i, x1, count);
@@ -110,11 +148,10 @@ DROPE_INLINE void rotate_half_split(const RotaryRows& rows, Vec position, int64_
 
 // Rotates pairs [i, i + count) of a row whose pairs are (2c, 2c + 1).
 template <class From, class To>
-DROPE_INLINE void rotate_interleaved(const RotaryRows& rows, Vec position, int64_t i, int count,
+DROPE_INLINE void rotate_interleaved(const RotaryRows& rows, int64_t row, int64_t i, int count,
                                      const typename From::Storage* from, typename To::Storage* to) {
   const int first = count * 2 < kLanes ? count * 2 : kLanes, second = count * 2 - first;
-  const auto angle = rows.rotary.angle(position, load_some<Float32>(rows.turns_hi + i, count),
-                                       load_some<Float32>(rows.turns_lo + i, count));
+  const SinCos<Vec> angle = rows.angle(row, i, count);
   Vec x1 = load_some<From>(from + 2 * i, first);
   Vec x2 = second > 0 ? load_some<From>(from + 2 * i + kLanes, second) : zero();
   deinterleave(x1, x2);
@@ -126,19 +163,19 @@ DROPE_INLINE void rotate_interleaved(const RotaryRows& rows, Vec position, int64
 
 // to[c] = rotated from[c], c < count, rounded once, to the narrower of the two element types.
 template <class From, class To>
-void copy_row(const RotaryRows& rows, int64_t row, const typename From::Storage* from,
+void copy_row(const RotaryRows& shared_rows, int64_t row, const typename From::Storage* from,
               typename To::Storage* to, int64_t count) {
-  const Vec position = broadcast(rows.position(row));
+  const RotaryRows rows = shared_rows;  // a copy: a store could change what a reference leads to
   for (int64_t i = 0; i < rows.dim / 2; i += kLanes) {
     const int64_t rest = rows.dim / 2 - i;
     const int pairs = rest < kLanes ? static_cast<int>(rest) : kLanes;
     if (rows.interleaved) {
-      rotate_interleaved<From, To>(rows, position, i, pairs, from, to);
+      rotate_interleaved<From, To>(rows, row, i, pairs, from, to);
     } else {
-      rotate_half_split<From, To>(rows, position, i, pairs, from, to);
+      rotate_half_split<From, To>(rows, row, i, pairs, from, to);
     }
   }
-  convert_row<From, To>(from + rows.dim, to + rows.dim, count - rows.dim);
+  if (count > rows.dim) convert_row<From, To>(from + rows.dim, to + rows.dim, count - rows.dim);
 }
 
 template <class From, class To>

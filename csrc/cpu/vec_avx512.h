@@ -147,19 +147,28 @@ struct Float16 {
   }
 };
 
+// To nearest even; NaN stays NaN.
+#ifdef __AVX512BF16__
+DROPE_INLINE __m256i to_bfloat16(__m512 x) {  // subnormal numbers become 0
+  return (__m256i)_mm512_cvtneps_pbh(x);
+}
+#else
+DROPE_INLINE __m256i to_bfloat16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, high, _mm512_set1_epi32(0x7fc0)));
+}
+#endif
+
 struct BFloat16 {
   using Storage = uint16_t;
   static DROPE_INLINE Vec widen(__m256i x) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
   }
-  static DROPE_INLINE __m256i narrow(Vec x) {  // to nearest even; NaN stays NaN
-    const __m512i bits = _mm512_castps_si512(x.v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, high, _mm512_set1_epi32(0x7fc0)));
-  }
+  static DROPE_INLINE __m256i narrow(Vec x) { return to_bfloat16(x.v); }
   static DROPE_INLINE Vec round(Vec x) { return widen(narrow(x)); }
   static DROPE_INLINE Vec load(const uint16_t* p) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -117,11 +117,14 @@ class _Scores:
 
     def __init__(self, inputs: AttentionInputs, q: Tensor, k: Tensor) -> None:
         compute = compute_dtype(q.dtype)
-        valid = valid_keys(inputs)[:, None, :, None]
-        # What lies outside [kv_start, kv_end) may be uninitialised: it must not reach a product.
-        self.k = k.to(compute).masked_fill(~valid, 0.0)  # (B, Hkv, Skv, D)
-        self.v = inputs.v.to(compute).masked_fill(~valid, 0.0)
-        self.q = self.group(q.to(compute))  # (B, Hkv, G, Sq, D)
+        mask = visible(inputs)  # (B or 1, Sq, Skv)
+        unseen = ~mask.any(1)[:, None, :, None]
+        self.empty = ~mask.any(2)[:, None, :, None]  # (B or 1, 1, Sq, 1)
+        # Keys that no query sees and queries that see no key may be uninitialised: they must not
+        # reach a product.
+        self.k = k.to(compute).masked_fill(unseen, 0.0)  # (B, Hkv, Skv, D)
+        self.v = inputs.v.to(compute).masked_fill(unseen, 0.0)
+        self.q = self.group(q.to(compute).masked_fill(self.empty, 0.0))  # (B, Hkv, G, Sq, D)
         self.dot = torch.einsum("bhgid,bhjd->bhgij", self.q, self.k)
         self.scale: float | Tensor = (
             self.group(inputs.scale.to(compute)).unsqueeze(-1)
@@ -132,7 +135,7 @@ class _Scores:
         if inputs.softcap is not None:
             s = inputs.softcap * torch.tanh(s / inputs.softcap)
         self.capped = s
-        self.s = s.masked_fill(~visible(inputs)[:, None, None], -math.inf)
+        self.s = s.masked_fill(~mask[:, None, None], -math.inf)
 
     def group(self, x: Tensor) -> Tensor:
         """(B, Hq, ...) as (B, Hkv, Hq / Hkv, ...)."""
@@ -177,7 +180,7 @@ def backward(
     scores = _Scores(inputs, inputs.q, inputs.k)
     lse_grouped = scores.group(lse)
     p = scores.probabilities(lse_grouped)
-    grad_o = scores.group(grad_out.to(scores.q.dtype))
+    grad_o = scores.group(grad_out.to(scores.q.dtype).masked_fill(scores.empty, 0.0))
     grad_v = torch.einsum("bhgij,bhgid->bhjd", p, grad_o)
     grad_p = torch.einsum("bhgid,bhjd->bhgij", grad_o, scores.v)
     delta = (p * grad_p).sum(-1)

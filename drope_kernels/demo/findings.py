@@ -92,6 +92,7 @@ def _sentence(
 def caveats(config: DemoConfig, fits: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader must know before believing a number; the fitted temperature last."""
     found = [
+        *_shortened(config),
         "The decoder smears keys: each head mixes the previous token's key into the current one "
         "with one learned weight. That local order signal survives the drop and makes "
         "position-free models easier to train than in the DroPE paper (arXiv 2512.12167); without "
@@ -116,6 +117,17 @@ def caveats(config: DemoConfig, fits: dict[str, dict[str, Any]]) -> list[str]:
             f"as 1 + c ln(length / C) this is c = {fit['c']:.3f}. No row uses it."
         )
     return found
+
+
+def _shortened(config: DemoConfig) -> list[str]:
+    full = DemoConfig()
+    if config.total_steps >= full.total_steps:
+        return []
+    return [
+        f"A SHORTENED RUN: {config.pretrain_steps} + {config.recalibration_steps} steps, not "
+        f"{full.pretrain_steps} + {full.recalibration_steps}. What follows is about the full one; "
+        "these numbers show only that the program works."
+    ]
 
 
 def _times(config: DemoConfig, length: int) -> str:

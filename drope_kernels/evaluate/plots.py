@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError as error:
+    raise ImportError(
+        f"drope_kernels.evaluate.report draws plots, and {error.name} is missing: "
+        "pip install 'drope_kernels[eval]'"
+    ) from error
 
 matplotlib.use("Agg")  # files only: no display is needed
 
@@ -14,14 +20,16 @@ from matplotlib import pyplot as plt
 
 from drope_kernels.evaluate.sweep import SweepRow
 
+PLOT_FILES = ("retrieval.png", "text_loss.png", "loss_by_position.png")
 LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def write_plots(rows: Sequence[SweepRow], train_length: int, folder: Path) -> None:
-    """Writes retrieval.png, text_loss.png and loss_by_position.png."""
-    _plot_retrieval(rows, train_length, folder / "retrieval.png")
-    _plot_text_loss(rows, train_length, folder / "text_loss.png")
-    _plot_by_position(rows, train_length, folder / "loss_by_position.png")
+    """Writes PLOT_FILES into `folder`."""
+    for name, draw in zip(
+        PLOT_FILES, (_plot_retrieval, _plot_text_loss, _plot_by_position), strict=True
+    ):
+        draw(rows, train_length, folder / name)
 
 
 def _plot_retrieval(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:

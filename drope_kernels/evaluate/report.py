@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from drope_kernels.evaluate.loss import MeanLoss
-from drope_kernels.evaluate.plots import write_plots
+from drope_kernels.evaluate.plots import PLOT_FILES, write_plots
 from drope_kernels.evaluate.sweep import SweepRow
 
 REPORT_JSON, REPORT_MARKDOWN = "report.json", "report.md"
+REPORT_FILES = {REPORT_JSON, REPORT_MARKDOWN, *PLOT_FILES}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def to_markdown(report: Report) -> str:
         lines += [_markdown_row(table.header), "|---" * len(table.header) + "|"]
         lines += [_markdown_row(row) for row in table.rows]
     lines += ["", "## Plots", ""]
-    lines += [f"![{name}]({name}.png)" for name in ("retrieval", "text_loss", "loss_by_position")]
+    lines += [f"![{Path(name).stem}]({name})" for name in PLOT_FILES]
     lines += ["", "## How", ""]
     facts = {**report.settings, **machine()}
     lines += [f"- {name.replace('_', ' ')}: {_plain(value)}" for name, value in facts.items()]
@@ -131,13 +132,17 @@ def to_markdown(report: Report) -> str:
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raises unless `folder` can become a report: absent, empty, or an earlier report."""
+    """Raises unless `folder` can become a report: absent, empty, or an earlier report and no more.
+
+    A report replaces the whole folder, so a file that no report wrote would be lost.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out: expected a folder, got the file {folder}; choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_JSON).is_file():
+    others = {path.name for path in folder.iterdir()} - REPORT_FILES if folder.is_dir() else set()
+    if others:
         raise ValueError(
-            f"out: expected a new folder or an earlier report, got {folder} with other files; "
-            "choose another name"
+            f"out: expected a new folder or an earlier report, got {folder} with other files "
+            f"({min(others)}); choose another name"
         )
     parent = folder.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
