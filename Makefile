@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: help demo test test-all bench check format sanitize build clean
+.PHONY: help demo test test-all bench check format sanitize race build clean
 
 help:
 	@echo "make demo      pretrain with RoPE, drop it, recalibrate, evaluate at 1x to 16x (report/)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check     formatter, linter, types, budgets"
 	@echo "make format    formats every file"
 	@echo "make sanitize  kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make race      emulated CUDA kernels under many random schedules, races reported"
 
 demo: build
 	$(BIN)/drope demo
@@ -65,6 +66,9 @@ format: $(VENV)/stamp-install
 
 sanitize: $(VENV)/stamp-install
 	tools/sanitize.sh $(BIN)/python
+
+race: $(VENV)/stamp-install
+	$(BIN)/pytest tests/test_emulation.py -q -k "schedules"
 
 clean:
 	rm -rf build dist *.egg-info drope_kernels/_C*.so $(VENV)/stamp-install

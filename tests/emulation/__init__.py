@@ -1,0 +1,1 @@
+"""The shipped CUDA sources on the CPU."""

@@ -1,0 +1,43 @@
+#include "../cuda/device_functions.h"
+
+#include "machine.h"
+#include "named_barrier.h"
+#include "shared_memory.h"
+#include "warp.h"
+
+namespace drope::emulation {
+namespace {
+
+void require_all_lanes(unsigned mask) {
+  const int size = warp_size(current_thread().warp);
+  const unsigned all = size == kWarpThreads ? 0xffffffffu : (1u << size) - 1;
+  if ((mask & all) != all) fail("warp operations on some lanes (mask 0x%x) are not emulated", mask);
+}
+
+}  // namespace
+
+const Coordinates& coordinates() { return current_thread().coordinates; }
+
+uint32_t shared_window_address(const void* pointer) { return shared_address(pointer); }
+
+void sync_threads() {
+  const int num_threads = static_cast<int>(block_threads().size());
+  bar_sync(0, (num_threads + kWarpThreads - 1) / kWarpThreads * kWarpThreads);
+}
+
+void sync_warp(unsigned mask) {
+  require_all_lanes(mask);
+  warp_sync();
+}
+
+uint32_t shuffle_from(unsigned mask, uint32_t bits, int lane) {
+  require_all_lanes(mask);
+  return shuffle(bits, lane);
+}
+
+uint32_t ballot_of(unsigned mask, bool predicate) {
+  require_all_lanes(mask);
+  return ballot(predicate);
+}
+
+}  // namespace drope::emulation
