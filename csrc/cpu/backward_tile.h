@@ -208,17 +208,17 @@ DROPE_NOINLINE void accumulate_grad_q(const BackwardTile<Dot>& tile, const float
   for (int64_t channel = 0; channel < tile.head_dim; channel += kRows) {
     const float* k_panel = k_channels + channel * block_words;
     float* grad_q = tile.grad_q_lanes + channel * kBlockQ;
+    // A block's sum is formed apart: over many blocks that loses fewer bits than one long sum.
     Vec acc[kRows][kMaxVecs];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kMaxVecs; ++v) acc[r][v] = load(grad_q + r * kBlockQ + v * kLanes);
-    }
+    clear(acc);
     add_visited_keys<Dot, 0>(k_panel, grad_s_lanes, visited, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kMaxVecs; ++v) store(grad_q + r * kBlockQ + v * kLanes, acc[r][v]);
+      for (int v = 0; v < kMaxVecs; ++v) {
+        float* sum = grad_q + r * kBlockQ + v * kLanes;
+        store(sum, load(sum) + acc[r][v]);
+      }
     }
   }
 }
@@ -238,18 +238,17 @@ DROPE_INLINE void accumulate_channels(const float* weights, const float* rows, i
         }
       }
       Vec acc[kGradRows][kVecCount];
-#pragma GCC unroll 8
-      for (int r = 0; r < kGradRows; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVecCount; ++v) acc[r][v] = load(grad_rows + r * stride + v * kLanes);
-      }
+      clear(acc);
       multiply_accumulate<Dot, 0>(
           {weights + key * kQueryWords<Dot> + first_word, kQueryWords<Dot>, 1},
           rows + first_word * stride, stride, kQueryWords<Dot> - first_word, acc);
 #pragma GCC unroll 8
       for (int r = 0; r < kGradRows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kVecCount; ++v) store(grad_rows + r * stride + v * kLanes, acc[r][v]);
+        for (int v = 0; v < kVecCount; ++v) {
+          float* sum = grad_rows + r * stride + v * kLanes;
+          store(sum, load(sum) + acc[r][v]);
+        }
       }
     }
   }
