@@ -14,4 +14,5 @@ PAIRS = [(c, name) for c in grid(backward=True) for name in contender_names(c)]
 
 @pytest.mark.parametrize(("case", "contender"), PAIRS, ids=case_ids)
 def test_backward(case, contender, replay):
-    replay(measure(case), contender)
+    measured = measure(case)
+    replay(measured.row(contender), measured.samples[contender])

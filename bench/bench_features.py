@@ -48,4 +48,6 @@ def measure_features(case: BenchCase) -> Measured:
 @pytest.mark.parametrize("case", CASES, ids=case_ids)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_feature_cost(case, feature, replay):
-    replay(measure_features(case), feature, group=f"features-{case.name}")
+    measured = measure_features(case)
+    row = measured.row(feature) | {"case": f"features-{case.name}"}
+    replay(row, measured.samples[feature])

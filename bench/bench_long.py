@@ -16,7 +16,7 @@ GIB = 2**30
 @pytest.mark.parametrize(("case", "contender"), PAIRS, ids=case_ids)
 def test_long(case, contender, replay):
     measured = measure(case)
-    replay(measured, contender)
+    replay(measured.row(contender), measured.samples[contender])
     if contender == "drope_kernels":
         extra = measured.memory[contender]
         assert extra is None or extra < 2 * GIB, f"{extra / GIB:.2f} GiB beyond the inputs"

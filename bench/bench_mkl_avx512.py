@@ -6,8 +6,8 @@ import pytest
 
 from . import mkl_avx512
 from .cases import BenchCase
-from .conftest import ROWS, case_ids
-from .timing import ReplayClock, Samples
+from .conftest import case_ids
+from .timing import Samples
 
 CASES = [
     BenchCase(dtype, head_dim, seqlen, backward=backward)
@@ -28,11 +28,7 @@ def forced_rows(tmp_path_factory):
 
 @pytest.mark.parametrize("contender", ["drope_kernels", "sdpa"])
 @pytest.mark.parametrize("case", CASES, ids=case_ids)
-def test_against_forced_mkl(case, contender, forced_rows, benchmark, request):
+def test_against_forced_mkl(case, contender, forced_rows, replay):
     row = dict(forced_rows[f"{case.name}/{contender}"])
-    clock = ReplayClock(Samples(row.pop("seconds")))
-    benchmark.group = row["case"] = f"mkl-avx512-{case.name}"
-    benchmark._timer = clock.now
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(clock.advance, rounds=row["rounds"], iterations=1)
-    request.config.stash[ROWS].append(row)
+    samples = Samples(row.pop("seconds"))
+    replay(row | {"case": f"mkl-avx512-{case.name}"}, samples)

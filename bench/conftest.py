@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from .cases import BenchCase
-from .measure import Measured
 from .report import plot, print_table, save, write_markdown
-from .timing import ReplayClock
+from .timing import ReplayClock, Samples
 
 ROWS = pytest.StashKey[list[dict[str, object]]]()
 
@@ -30,12 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def replay(benchmark, request):
     """Give one contender's interleaved samples to pytest-benchmark and to the report."""
 
-    def record(measured: Measured, contender: str, group: str | None = None) -> None:
-        samples = measured.samples[contender]
+    def record(row: dict[str, object], samples: Samples) -> None:
         clock = ReplayClock(samples)
-        benchmark.group = group or measured.case.name
+        benchmark.group = row["case"]
         benchmark._timer = clock.now  # the rounds were timed interleaved; they are replayed here
-        row = measured.row(contender) | {"case": benchmark.group}
         benchmark.extra_info.update(row)
         benchmark.pedantic(clock.advance, rounds=len(samples.seconds), iterations=1)
         request.config.stash[ROWS].append(row)
