@@ -14,14 +14,15 @@ except ImportError as error:
 
 
 class BuildInfo(TypedDict):
-    version: str
+    version: str  # with what it was built for: 0.1.0+cpu, 0.1.0+cu130
     commit: str  # git commit of the source, "-dirty" when edited, "unknown" outside a checkout
     compiler: str
     build_type: str
     sanitizers: bool
     cpu_isas: list[str]  # compiled instruction sets, slowest first; the machine picks one of them
     cuda: str | None  # CUDA toolkit version, None in a CPU-only build
-    cuda_architectures: list[str]
+    cuda_architectures: list[str]  # machine code (sm_80, sm_90a) and PTX (compute_80)
+    no_cuda_reason: str | None  # why a CPU-only build is one
 
 
 def build_info() -> BuildInfo:
@@ -32,9 +33,11 @@ def build_info() -> BuildInfo:
 
 def cuda_unavailable_reason() -> str | None:
     """Why this build cannot run CUDA kernels: a sentence, or None when it has them."""
-    if build_info()["cuda"] is not None:
+    info = build_info()
+    if info["cuda"] is not None:
         return None
     return (
-        f"drope_kernels {build_info()['version']} was built without CUDA kernels "
-        "(this version has none yet)"
+        f"drope_kernels {info['version']} was built without CUDA kernels: "
+        f"{info['no_cuda_reason']}; DROPE_CUDA=ON with `pip install .` in the source tree builds "
+        "them or says what is missing"
     )

@@ -35,6 +35,7 @@ def print_info(arguments: argparse.Namespace) -> int:
     from drope_kernels import available_backends
 
     rows = {name: _text(value) for name, value in build_info().items()}
+    del rows["no_cuda_reason"]
     no_cuda = cuda_unavailable_reason()
     if no_cuda:
         rows["cuda"] = f"none: {no_cuda}"

@@ -6,29 +6,36 @@
 #include <vector>
 
 #include "bindings.h"
+#include "build_facts.h"
 
 namespace py = pybind11;
 
 namespace drope {
 namespace {
 
-std::vector<std::string> split_at_commas(const std::string& text) {
+// CMake's lists are one string.
+std::vector<std::string> split_at_semicolons(const std::string& text) {
   std::vector<std::string> parts;
   std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  for (std::string part; std::getline(stream, part, ';');) parts.push_back(part);
   return parts;
+}
+
+py::object none_if_empty(const std::string& text) {
+  return text.empty() ? py::object(py::none()) : py::object(py::str(text));
 }
 
 py::dict build_info() {
   py::dict info;
-  info["version"] = DROPE_VERSION;
-  info["commit"] = DROPE_COMMIT;
-  info["compiler"] = DROPE_COMPILER;
-  info["build_type"] = DROPE_BUILD_TYPE;
-  info["sanitizers"] = static_cast<bool>(DROPE_SANITIZE);
-  info["cpu_isas"] = split_at_commas(DROPE_CPU_ISAS);
-  info["cuda"] = py::none();
-  info["cuda_architectures"] = std::vector<std::string>();
+  info["version"] = build_facts::kVersion;
+  info["commit"] = build_facts::kCommit;
+  info["compiler"] = build_facts::kCompiler;
+  info["build_type"] = build_facts::kBuildType;
+  info["sanitizers"] = build_facts::kSanitizers;
+  info["cpu_isas"] = split_at_semicolons(build_facts::kCpuIsas);
+  info["cuda"] = none_if_empty(build_facts::kCudaVersion);
+  info["cuda_architectures"] = split_at_semicolons(build_facts::kCudaArchitectures);
+  info["no_cuda_reason"] = none_if_empty(build_facts::kNoCudaReason);
   return info;
 }
 
@@ -37,7 +44,8 @@ py::dict build_info() {
 void register_build_info(py::module_& module) {
   module.def("build_info", &build_info,
              "dict: version, commit, compiler, build_type, sanitizers, cpu_isas, cuda, "
-             "cuda_architectures (cuda is None in a CPU-only build).");
+             "cuda_architectures, no_cuda_reason (cuda is None in a CPU-only build, and "
+             "no_cuda_reason says why it is one).");
 }
 
 }  // namespace drope

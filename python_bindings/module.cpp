@@ -7,4 +7,5 @@ PYBIND11_MODULE(_C, module) {
   drope::register_attention_forward(module);
   drope::register_build_info(module);
   drope::register_cpu_isa(module);
+  drope::register_cuda(module);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import re
 import shutil
@@ -10,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import drope_kernels
 from drope_kernels import _C
+from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,20 +28,28 @@ def test_build_info_states_every_fact() -> None:
     info = drope_kernels.build_info()
     assert set(info) == {
         *("version", "commit", "compiler", "build_type", "sanitizers"),
-        *("cpu_isas", "cuda", "cuda_architectures"),
+        *("cpu_isas", "cuda", "cuda_architectures", "no_cuda_reason"),
     }
-    assert re.fullmatch(r"\d+\.\d+\.\d+", info["version"])
     assert re.fullmatch(r"unknown|[0-9a-f]{7,40}(-dirty)?", info["commit"])
     assert re.match(r"\w+ \d+", info["compiler"])
     assert info["cpu_isas"][0] == "scalar"
-    assert info["cuda"] is None
-    assert info["cuda_architectures"] == []
+    if info["cuda"] is None:
+        assert info["cuda_architectures"] == []
+        assert info["no_cuda_reason"]
+    else:
+        assert re.match(r"\d+\.\d+", info["cuda"])
+        assert info["cuda_architectures"][0].startswith("sm_")
+        assert info["no_cuda_reason"] is None
 
 
-def test_version_is_the_one_of_the_package() -> None:
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+def test_version_says_what_it_was_built_for() -> None:
+    declared = re.search(r"VERSION (\d+\.\d+\.\d+)", (ROOT / "CMakeLists.txt").read_text())
     assert declared is not None
-    assert drope_kernels.__version__ == drope_kernels.build_info()["version"] == declared[1]
+    cuda = drope_kernels.build_info()["cuda"]
+    label = "cpu" if cuda is None else "cu" + "".join(cuda.split(".")[:2])
+    assert drope_kernels.__version__ == f"{declared[1]}+{label}"
+    # The label of the package's metadata is that of the last install, not of the last build.
+    assert importlib.metadata.version("drope_kernels").split("+")[0] == declared[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the module with ldd")
@@ -66,7 +75,8 @@ def test_only_the_module_init_function_is_exported() -> None:
     if nm is None:
         pytest.skip("needs nm")
     exported = run(nm, "-D", "--defined-only", _C.__file__).stdout
-    ours = [line for line in exported.splitlines() if "drope" in line]
+    # With CUDA's runtime inside: torch brings its own, and neither may answer for the other.
+    ours = [line for line in exported.splitlines() if re.search("drope|cuda", line)]
     assert "PyInit__C" in exported
     assert ours == []
 
@@ -94,7 +104,7 @@ def test_drope_info_prints_the_build(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     for fact in (
         *(drope_kernels.__version__, drope_kernels.build_info()["compiler"], "reference"),
-        "was built without CUDA kernels",
+        cuda_unavailable_reason() or f"cuda                {drope_kernels.build_info()['cuda']}",
     ):
         assert fact in printed
 
@@ -125,10 +135,13 @@ def test_a_tree_without_the_compiled_module_says_how_to_build_it(tmp_path: Path)
     assert "pip install ." in result.stderr
 
 
-def test_asking_a_cpu_build_for_cuda_says_why_not() -> None:
-    x = torch.zeros(1, 1, 1, 8)
-    with pytest.raises(ValueError, match=r"got 'cuda'; drope_kernels .* built without CUDA"):
-        drope_kernels.attention(x, x, x, backend="cuda")
+def test_a_cpu_build_says_why_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = drope_kernels.build_info() | {"cuda": None, "no_cuda_reason": "no nvcc was found"}
+    monkeypatch.setattr(_C, "build_info", lambda: info)
+    reason = cuda_unavailable_reason()
+    assert reason is not None
+    assert "built without CUDA kernels: no nvcc was found; DROPE_CUDA=ON" in reason
+    assert main(["info"]) == 0
 
 
 def test_drope_without_a_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,16 +149,3 @@ def test_drope_without_a_command_explains_itself(capsys: pytest.CaptureFixture[s
         main([])
     assert stop.value.code == 2
     assert "info" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [("ON", "no CUDA kernels yet"), ("yes", "must be ON, OFF or AUTO, got 'yes'")],
-)
-def test_cuda_that_cannot_be_built_is_refused(setting: str, message: str, tmp_path: Path) -> None:
-    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("needs cmake")
-    result = run(cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DDROPE_CUDA={setting}")
-    assert result.returncode != 0
-    assert message in " ".join(result.stderr.split())

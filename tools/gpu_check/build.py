@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import installed
 from .report import FAILED, NOT_MEASURED, OK, ROOT, RUNNING, Context, Outcome
 
 LOG_CHARACTERS = 4000
+# On a machine with a GPU a package without CUDA kernels is a failure: CMake says what is missing.
+ENVIRONMENT = {"DROPE_CUDA": "ON"}
 
 
 def pip_command(target: Path) -> list[str]:
@@ -35,6 +38,7 @@ def cmake_commands(work: Path) -> list[list[str]]:
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
         "DROPE_OUTPUT_DIR": str(ROOT / "drope_kernels"),
+        **ENVIRONMENT,
     }
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     configure = ["cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja", *defines]
@@ -43,7 +47,7 @@ def cmake_commands(work: Path) -> list[list[str]]:
 
 def ways(folder: Path) -> list[tuple[str, list[list[str]], Path]]:
     """(name, commands, folder that then holds the package), the usual way first."""
-    target = folder / "site"
+    target = installed.FOLDER
     return [
         ("pip install", [pip_command(target)], target),
         ("build_ext --inplace", [inplace_command()], ROOT),
@@ -58,6 +62,7 @@ def run_logged(way: str, command: list[str], seconds: float) -> dict[str, Any]:
         done = subprocess.run(
             command,
             cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,10 +137,13 @@ def run(context: Context) -> Outcome:
     if context.dry_run:
         return dry_run()
     data: dict[str, Any] = {"builds": []}
+    installed.clear()
     with tempfile.TemporaryDirectory(prefix="drope_build_") as folder:
         for way, commands, package_folder in ways(Path(folder)):
             if build_one(context, data, way, commands):
                 data["smoke"] = run_smoke(package_folder)
+                if package_folder == installed.FOLDER and passed(data["smoke"]):
+                    installed.mark()
                 break
     table = [
         f"{build['way']:20} exit {build['returncode']}, {build['seconds']} s"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -111,10 +113,22 @@ def link(nvcc: str, sources: tuple[Source, ...], work: Path) -> Path:
 SASS = re.compile(r"\b(HGMMA|HMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|UTMAREDG|USETMAXREG|STSM|LDL|STL)\b")
 
 
+def disassembler_path() -> str:
+    """PATH with cuobjdump and nvdisasm, which it calls: of pip's wheels first."""
+    wheels = [
+        str(found.parent)
+        for folder in dict.fromkeys(sys.path)
+        for found in Path(folder).glob("nvidia/*/bin/cuobjdump")
+    ]
+    return os.pathsep.join([*wheels, os.environ.get("PATH", os.defpath)])
+
+
 def sass_counts(library: Path) -> dict[str, int] | None:
     """Machine instructions of note; None where cuobjdump or nvdisasm is missing."""
-    tool = shutil.which("cuobjdump")
-    if tool is None or shutil.which("nvdisasm") is None:
+    path = disassembler_path()
+    tool = shutil.which("cuobjdump", path=path)
+    if tool is None or shutil.which("nvdisasm", path=path) is None:
         return None
-    done = subprocess.run([tool, "-sass", str(library)], capture_output=True, text=True)
+    command = [tool, "-sass", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
     return dict(Counter(SASS.findall(done.stdout))) if done.returncode == 0 else None
