@@ -23,12 +23,14 @@ struct RotaryParams {
   int64_t stride_kv_positions_batch = 0;
 };
 
-// Which keys a query sees. Query i sits at key index q_start[b] + i.
+// Which keys a query sees. Query i sits at key index q_start[b] + i; in packed calls each sequence
+// ends with its last key, so that q_start is seqlen_kv - seqlen_q of that sequence.
 struct MaskParams {
   bool causal = true;
   // 0: none; else key j is visible iff j > i - window (and, unless causal, j < i + window).
   int64_t window = 0;
-  const int32_t* q_start = nullptr;   // (batch)
+  const int32_t* q_start = nullptr;  // (batch); null: q_offset
+  int64_t q_offset = 0;
   const int32_t* kv_start = nullptr;  // (batch); null: 0
   const int32_t* kv_end = nullptr;    // (batch); null: seqlen_kv
 };
@@ -52,6 +54,12 @@ struct AttentionParams {
   int64_t stride_scale_batch = 0, stride_scale_head = 0, stride_scale_row = 0;
   float softcap = 0.0f;  // 0: none; else s = softcap * tanh(s / softcap)
 
+  // Packed calls (CUDA only): batch is 1, and sequence s owns the rows cu_seqlens[s] up to
+  // cu_seqlens[s + 1] of q and of k, v. Null: not packed.
+  const int32_t* cu_seqlens_q = nullptr;  // (num_seqs + 1)
+  const int32_t* cu_seqlens_k = nullptr;  // (num_seqs + 1)
+  int64_t num_seqs = 0;
+
   MaskParams mask;
   RotaryParams rotary;
 };
@@ -64,6 +72,38 @@ struct AttentionForwardParams : AttentionParams {
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
   void* k_prepared = nullptr;  // (batch, num_heads_kv, seqlen_kv, head_dim)
+
+  int32_t* num_tiles_taken = nullptr;  // (1) scratch of persistent CUDA kernels
+};
+
+// k and v are the caches; seqlen_kv counts the keys that a row of them can hold. Row b holds
+// cache_seqlens[b] keys before and seqlen_new more after the call, and its queries are the last
+// seqlen_q of them: mask.q_start, mask.kv_end and the positions of rotary are not used.
+struct AttentionDecodeParams : AttentionParams {
+  void* k_cache = nullptr;  // k, written; with pages (num_pages, num_heads_kv, page_size, head_dim)
+  void* v_cache =
+      nullptr;  // v, written; with pages (num_pages, num_heads_kv, page_size, head_dim_v)
+  bool rotated_cache = false;  // keys were rotated when appended; else they rotate when read
+  const int32_t* cache_seqlens = nullptr;  // (batch)
+
+  const int32_t* page_table = nullptr;  // (batch, pages_per_row); null: no pages
+  int64_t stride_page_table_batch = 0;
+  int64_t page_size = 0, pages_per_row = 0, num_pages = 0;
+
+  int64_t seqlen_new = 0;
+  const void* k_new = nullptr;  // (batch, num_heads_kv, seqlen_new, head_dim), not rotated
+  const void* v_new = nullptr;  // (batch, num_heads_kv, seqlen_new, head_dim_v)
+  int64_t stride_k_new_batch = 0, stride_k_new_head = 0, stride_k_new_row = 0;
+  int64_t stride_v_new_batch = 0, stride_v_new_head = 0, stride_v_new_row = 0;
+
+  void* out = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim_v)
+  int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
+  float* lse = nullptr;  // (batch, num_heads_q, seqlen_q) contiguous
+
+  int64_t num_splits = 1;  // the keys of a row are shared by so many blocks
+  // Unused when num_splits is 1.
+  float* partial_out = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q, head_dim_v)
+  float* partial_lse = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q)
 };
 
 // q and k of a backward call are the prepared ones; dq and dk leave un-rotated.

@@ -16,6 +16,11 @@ struct KeyRange {
   DROPE_INLINE bool empty() const { return begin >= end; }
 };
 
+// The key index of query 0.
+DROPE_INLINE int64_t query_start(const MaskParams& mask, int64_t batch) {
+  return mask.q_start != nullptr ? mask.q_start[batch] : mask.q_offset;
+}
+
 // The keys that kv_start and kv_end leave to a batch row.
 DROPE_INLINE KeyRange valid_keys(const AttentionParams& p, int64_t batch) {
   const MaskParams& mask = p.mask;
@@ -29,7 +34,7 @@ DROPE_INLINE KeyRange valid_keys(const AttentionParams& p, int64_t batch) {
 class VisibleKeys {
  public:
   DROPE_INLINE VisibleKeys(const AttentionParams& p, int64_t batch)
-      : valid_(valid_keys(p, batch)), q_start_(p.mask.q_start[batch]) {
+      : valid_(valid_keys(p, batch)), q_start_(query_start(p.mask, batch)) {
     const int64_t window = p.mask.window;
     if (window > 0) behind_ = window - 1;
     if (p.mask.causal) {

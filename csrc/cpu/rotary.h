@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "attention_params.h"
+#include "cpu/block_range.h"
 #include "cpu/inline.h"
 #include "position.h"
 
@@ -70,7 +71,7 @@ DROPE_INLINE RotaryRows query_rotation(const AttentionParams& p, int64_t batch, 
   if (p.rotary.positions != nullptr) {
     rows.positions = p.rotary.positions + batch * p.rotary.stride_positions_batch;
   } else {
-    rows.first_position = p.mask.q_start[batch];
+    rows.first_position = query_start(p.mask, batch);
   }
   return rows;
 }

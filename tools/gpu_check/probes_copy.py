@@ -9,7 +9,15 @@ import numpy as np
 from .bits16 import bfloat16_bits
 from .operands import TENSOR_MAP_SWIZZLE, swizzle
 from .probe import Array, Case, Probe, Run
-from .probes_sm80 import FORMS, POISON_16, SEED, gemm_cases, matrix_slots, row_order
+from .probes_sm80 import (
+    FORMS,
+    POISON_16,
+    SEED,
+    gemm_cases,
+    matrix_slots,
+    reduce_case,
+    row_order,
+)
 
 # What mbarrier_kernel notes, in order.
 MBARRIER_NOTES = (
@@ -220,6 +228,16 @@ PROBES = [
         "Tensor copy: cp.reduce.async.bulk.tensor",
         "sm_90a",
         tensor_add_cases,
+    ),
+    Probe(
+        "reduce_wide",
+        "Does a vector red.add add every element where it belongs?",
+        "Equal to the integer sums, two and four floats wide.",
+        "red",
+        "sm_90a",
+        lambda: [
+            reduce_case(f"v{width}", "probe_reduce_wide", width, [64, 7, width]) for width in (2, 4)
+        ],
     ),
     Probe(
         "setmaxnreg",

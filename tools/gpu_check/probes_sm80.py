@@ -114,6 +114,32 @@ def convert_cases() -> list[Case]:
     ]
 
 
+def widen_cases() -> list[Case]:
+    """Every float16 but the NaNs."""
+    bits = np.arange(1 << 16).astype(np.uint16)
+    bits = bits[~np.isnan(bits.view(np.float16))]
+    run = Run(bits, np.full(len(bits), np.nan, dtype=np.float32), [len(bits)])
+    return [Case("cvt.f32.f16", "probe_widen", [run], bits.view(np.float16).astype(np.float32))]
+
+
+def reduce_case(label: str, symbol: str, width: int, params: list[int]) -> Case:
+    """Small integers added to each of a few slots from many blocks: every order gives one sum."""
+    blocks, num_slots = params[:2]
+    rng = np.random.default_rng(SEED)
+    values = rng.integers(-50, 51, (blocks * 32, width)).astype(np.float32)
+    before = rng.integers(-9, 10, (num_slots, width)).astype(np.float32)
+    expected = before.copy()
+    np.add.at(expected, np.arange(len(values)) % num_slots, values)
+    return Case(label, symbol, [Run(values, before, params)], expected)
+
+
+def reduce_cases() -> list[Case]:
+    return [
+        reduce_case(f"{num_slots} slots", "probe_reduce", 1, [64, num_slots])
+        for num_slots in (1, 7, 2048)
+    ]
+
+
 def named_barrier_cases() -> list[Case]:
     rounds = 50
     round_index, thread = np.ogrid[:rounds, :64]
@@ -173,6 +199,22 @@ PROBES = [
         "cvt; ex2",
         "sm_80",
         convert_cases,
+    ),
+    Probe(
+        "widen",
+        "Is cvt from float16 to float32 exact, subnormals and infinities included?",
+        "Yes.",
+        "cvt",
+        "sm_80",
+        widen_cases,
+    ),
+    Probe(
+        "reduce",
+        "Does red.add from many blocks to one place lose nothing?",
+        "Equal to the integer sum.",
+        "red",
+        "sm_80",
+        reduce_cases,
     ),
     Probe(
         "named_barrier",

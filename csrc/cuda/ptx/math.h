@@ -27,4 +27,11 @@ __device__ __forceinline__ uint32_t cvt_rn_x2(Float16, float low, float high) {
   return packed;
 }
 
+// PTX ISA, "cvt": exact. (A bfloat16 is the upper half of its float32: no instruction.)
+__device__ __forceinline__ float cvt_f32_f16(uint16_t half) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+  return x;
+}
+
 }  // namespace drope::ptx

@@ -5,6 +5,7 @@
 #include "../../../csrc/cuda/ptx/ldmatrix.h"
 #include "../../../csrc/cuda/ptx/math.h"
 #include "../../../csrc/cuda/ptx/mma.h"
+#include "../../../csrc/cuda/ptx/reduce.h"
 #include "probe.h"
 
 namespace drope::probes {
@@ -74,6 +75,18 @@ __global__ void convert_kernel(const float* pairs, uint32_t* out, int n) {
   out[3 * i + 2] = __float_as_uint(ptx::ex2_approx_ftz(low));
 }
 
+// halves: (n) float16 bits; out: (n) float32
+__global__ void widen_kernel(const uint16_t* halves, float* out, int n) {
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  if (i < n) out[i] = ptx::cvt_f32_f16(halves[i]);
+}
+
+// values: (blocks, 32); out: (num_slots), to which value i is added at i % num_slots
+__global__ void reduce_kernel(const float* values, float* out, int num_slots) {
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  ptx::red_add_f32(out + i % num_slots, values[i]);
+}
+
 // Two producer warps hand values to two consumer warps, rounds times, through one slot: barrier 1
 // says full (producers arrive, consumers sync), barrier 2 empty. out: (rounds, 64) int32
 __global__ void named_barrier_kernel(int32_t* out, int rounds) {
@@ -127,6 +140,23 @@ extern "C" int probe_convert(const ProbeArguments* arguments) {
   return run_probe(*arguments, [&](const DeviceArguments& device) {
     return launch_kernel(convert_kernel, dim3((n + 31) / 32), 32, 0, device.a.as<float>(),
                          device.out.as<uint32_t>(), n);
+  });
+}
+
+// params: n
+extern "C" int probe_widen(const ProbeArguments* arguments) {
+  const int n = arguments->params[0];
+  return run_probe(*arguments, [&](const DeviceArguments& device) {
+    return launch_kernel(widen_kernel, dim3((n + 31) / 32), 32, 0, device.a.as<uint16_t>(),
+                         device.out.as<float>(), n);
+  });
+}
+
+// params: blocks, num_slots
+extern "C" int probe_reduce(const ProbeArguments* arguments) {
+  return run_probe(*arguments, [&](const DeviceArguments& device) {
+    return launch_kernel(reduce_kernel, dim3(arguments->params[0]), 32, 0, device.a.as<float>(),
+                         device.out.as<float>(), arguments->params[1]);
   });
 }
 

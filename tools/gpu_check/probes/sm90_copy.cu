@@ -1,9 +1,10 @@
-// Probes of sm_90 data movement: stmatrix, mbarrier, bulk copies, tensor copies.
+// Probes of sm_90 data movement: stmatrix, mbarrier, bulk copies, tensor copies, wide reductions.
 #include "../../../csrc/cuda/ptx/address.h"
 #include "../../../csrc/cuda/ptx/bulk_copy.h"
 #include "../../../csrc/cuda/ptx/elect.h"
 #include "../../../csrc/cuda/ptx/fence.h"
 #include "../../../csrc/cuda/ptx/mbarrier.h"
+#include "../../../csrc/cuda/ptx/reduce.h"
 #include "../../../csrc/cuda/ptx/stmatrix.h"
 #include "../../../csrc/cuda/ptx/tensor_copy.h"
 #include "probe.h"
@@ -193,6 +194,15 @@ struct TensorCase {
   }
 };
 
+// values: (blocks, 32, width); out: (num_slots, width), to which vector i is added at i % num_slots
+__global__ void reduce_wide_kernel(const float* values, float* out, int num_slots, int width) {
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  const float* from = values + i * width;
+  float* to = out + i % num_slots * width;
+  if (width == 2) ptx::red_add_v2_f32(to, from[0], from[1]);
+  if (width == 4) ptx::red_add_v4_f32(to, from[0], from[1], from[2], from[3]);
+}
+
 }  // namespace drope::probes
 
 using namespace drope::probes;
@@ -249,6 +259,15 @@ extern "C" int probe_tensor_store(const ProbeArguments* arguments) {
     if (status != cudaSuccess) return status;
     return launch_kernel(tensor_store_kernel, dim3(1), 128, kMaxImageBytes, map, test.coordinates(),
                          test.rank, test.box_bytes(), test.add, device.a.as<const unsigned char>());
+  });
+}
+
+// params: blocks, num_slots, width
+extern "C" int probe_reduce_wide(const ProbeArguments* arguments) {
+  const int32_t* params = arguments->params;
+  return run_probe(*arguments, [&](const DeviceArguments& device) {
+    return launch_kernel(reduce_wide_kernel, dim3(params[0]), 32, 0, device.a.as<float>(),
+                         device.out.as<float>(), params[1], params[2]);
   });
 }
 
