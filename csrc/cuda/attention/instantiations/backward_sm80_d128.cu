@@ -1,0 +1,10 @@
+#include "../launch_backward_sm80.h"
+
+namespace drope::cuda {
+
+cudaError_t launch_backward_sm80_d128(const AttentionBackwardParams& params,
+                                      const BackwardWorkspace& workspace, cudaStream_t stream) {
+  return launch_backward_sm80<128>(params, workspace, stream);
+}
+
+}  // namespace drope::cuda

@@ -1,0 +1,9 @@
+#include "../launch_forward_sm90.h"
+
+namespace drope::cuda {
+
+cudaError_t launch_forward_sm90_d128(const AttentionForwardParams& params, cudaStream_t stream) {
+  return launch_forward_sm90<128>(params, stream);
+}
+
+}  // namespace drope::cuda
