@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels import ops, validate
-from drope_kernels.check_values import check_values
-from drope_kernels.dispatch import check_name, choose, explain_spec
+from drope_kernels.dispatch import explain_spec
 from drope_kernels.frequencies import constant
 from drope_kernels.rope import DEFAULT_ROPE, Rope
 
@@ -239,20 +238,6 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]
     return explain_spec(spec, backend)
 
 
-def check_call(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> None:
-    """Raises what `attention` would raise, for callers that write before they attend.
-
-    `arguments` are those of `_dense_call`. A traced call reads no values: they stay unchecked.
-    """
-    *call, save_prepared, backend = _dense_call(q, k, v, **arguments)
-    check_name(backend)
-    if torch.compiler.is_compiling():
-        return
-    inputs = ops.gather_inputs(*call)
-    check_values(inputs, positions=call[-4], kv_positions=call[-3])
-    choose(ops.spec_of(inputs, needs_grad=save_prepared), backend)
-
-
 def _dense_call(
     q: Tensor,
     k: Tensor,
@@ -288,7 +273,7 @@ def _dense_call(
         q,
         k,
         v,
-        *_scale_arguments(scale, q),
+        *scale_arguments(scale, q),
         causal,
         window,
         softcap,
@@ -296,7 +281,7 @@ def _dense_call(
         0 if per_row else q_start,
         kv_start,
         kv_end,
-        *_rope_arguments(rope, q, k, positions, kv_positions),
+        *rope_arguments(rope, q, k, positions, kv_positions),
         None,
         None,
         _needs_grad(q, k, v, scale),
@@ -333,7 +318,7 @@ def _packed_call(
         q,
         k,
         v,
-        *_scale_arguments(scale, q),
+        *scale_arguments(scale, q),
         causal,
         window,
         softcap,
@@ -341,7 +326,7 @@ def _packed_call(
         0,
         None,
         None,
-        *_rope_arguments(
+        *rope_arguments(
             rope,
             q,
             k,
@@ -365,14 +350,14 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device))
 
 
-def _scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | None, float]:
+def scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | None, float]:
     """scale_rows (B, Hq, Sq) and scale of the op: autograd reduces the expansion."""
     if isinstance(scale, Tensor):
         return scale.expand(q.shape[:3]), 1.0
     return None, q.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _rope_arguments(
+def rope_arguments(
     rope: Rope | bool,
     q: Tensor,
     k: Tensor,

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec import AttentionInputs, DecodeInputs
 
 MAX_POSITION = 2**24  # integers up to here are exact in float32; turns are accurate up to here
 
@@ -40,6 +40,19 @@ def check_values(
                 f"k: expected at most 2**24 + 1 rows with rope, got {seqlen_kv}; positions beyond "
                 "2**24 are not exact in float32"
             )
+
+
+def check_decode_values(inputs: DecodeInputs) -> None:
+    """ValueError for values no backend can serve; nothing has been written yet."""
+    if isinstance(inputs.scale, Tensor) and readable(inputs.scale):
+        check_scale_rows(inputs.scale)
+    check_range("kv_start", inputs.kv_start, 0, inputs.capacity)
+    check_cache(inputs.cache_seqlens, inputs.num_new, inputs.k_cache, inputs.page_table)
+    if inputs.rotation is not None and inputs.capacity - 1 > MAX_POSITION:
+        raise ValueError(
+            f"k_cache: expected at most 2**24 + 1 rows with rope, got {inputs.capacity}; positions "
+            "beyond 2**24 are not exact in float32"
+        )
 
 
 def check_scale_rows(scale: Tensor) -> None:

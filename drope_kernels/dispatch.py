@@ -10,11 +10,14 @@ from typing import Protocol, cast
 import torch
 
 from drope_kernels.build import cuda_unavailable_reason
-from drope_kernels.packed import Backward, Forward
+from drope_kernels.packed import Backward, Decode, Forward
 from drope_kernels.spec import AttentionSpec
 
 # Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
-_ORDER = ("cpu", "reference")
+_ORDER = ("cuda", "cpu", "reference")
+# Those that this build has: fixed, so that compiled graphs may look.
+_BUILT = tuple(x for x in _ORDER if x != "cuda" or cuda_unavailable_reason() is None)
+_registered: dict[str, Backend] = {}
 
 
 class Backend(Protocol):
@@ -28,6 +31,7 @@ class Backend(Protocol):
     NAME: str
     forward: Forward
     backward: Backward
+    decode: Decode | None  # None: decode is append, then forward
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine at all."""
@@ -43,8 +47,22 @@ class BackendWarning(UserWarning):
 
 
 @cache
-def _load(name: str) -> Backend:
+def _import(name: str) -> Backend:
     return cast(Backend, import_module(f"drope_kernels.backends.{name}"))
+
+
+def _load(name: str) -> Backend:
+    return _registered.get(name) or _import(name)
+
+
+def register(backend: Backend) -> None:
+    """Makes `backend` known by its NAME. "auto" never takes it: calls have to ask for it."""
+    _registered[backend.NAME] = backend
+
+
+def _known() -> list[str]:
+    """Names that a call may ask for, those of this build and registered ones."""
+    return [*_BUILT, *_registered]
 
 
 def available_backends() -> list[str]:
@@ -58,15 +76,18 @@ def available_backends() -> list[str]:
 def refusal(name: str, spec: AttentionSpec) -> str | None:
     """Why the named backend cannot serve the call; None when it can."""
     backend = _load(name)
-    return backend.unavailable() or backend.supports(spec)
+    return backend.supports(spec) or backend.unavailable()
 
 
 def check_name(name: str) -> None:
     """ValueError unless `name` is "auto" or a known backend."""
-    if name != "auto" and name not in _ORDER:
+    if name == "auto":
+        return
+    known = _known()
+    if name not in known:
         no_cuda = cuda_unavailable_reason() if name == "cuda" else None
         raise ValueError(
-            f'backend: expected "auto" or one of {", ".join(_ORDER)}, got {name!r}; '
+            f'backend: expected "auto" or one of {", ".join(known)}, got {name!r}; '
             f"{no_cuda or 'available_backends() lists those that can run here'}"
         )
 
@@ -112,7 +133,7 @@ def explain_spec(spec: AttentionSpec, name: str) -> str:
     check_name(name)
     lines = []
     chosen = None
-    for candidate in _ORDER:
+    for candidate in dict.fromkeys([*_ORDER, *(x for x in _registered if x == name)]):
         reason = refusal(candidate, spec)
         if name not in ("auto", candidate):
             reason = f'not asked for: backend="{name}".'
@@ -144,6 +165,7 @@ def _describe(spec: AttentionSpec) -> str:
             ("key range", spec.kv_range),
             ("scale per row", spec.row_scale),
             ("packed", spec.varlen),
+            ("decode", spec.decode),
             ("gradients", spec.needs_grad),
             ("deterministic", spec.deterministic),
         )

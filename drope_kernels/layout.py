@@ -9,6 +9,20 @@ from torch import Tensor
 from drope_kernels.spec import AttentionInputs
 
 
+def is_aligned(x: Tensor) -> bool:
+    """Whether x (B, H, S, X) starts at a multiple of 16 bytes, and so does each of its rows."""
+    if x.data_ptr() % 16:
+        return False
+    unit = 16 // x.element_size()
+    batch, head, row, _ = x.stride()
+    if not (batch % unit or head % unit or row % unit):
+        return True
+    # A step that nobody takes may be anything.
+    return not any(
+        step % unit and size > 1 for step, size in zip((batch, head, row), x.shape[:3], strict=True)
+    )
+
+
 def empty_in_order_of(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised (B, H, S, X) tensor in the memory order of `like`, a (B, H, S, Y) tensor.
 

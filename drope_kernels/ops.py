@@ -15,7 +15,12 @@ from torch.autograd.forward_ad import unpack_dual
 
 from drope_kernels.check_values import check_values
 from drope_kernels.dispatch import select
-from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.layout import (
+    empty_grad_scale,
+    empty_gradients,
+    empty_in_order_of,
+    is_aligned,
+)
 from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
 
 _NOTHING = nullcontext()
@@ -74,7 +79,7 @@ def gather_inputs(
         v,
         scale if scale_rows is None else scale_rows,
         causal,
-        None if window is None else torch.sym_min(window, _WIDEST_WINDOW),
+        clamp_window(window),
         softcap,
         q_offset if q_start is None else q_start,
         kv_start,
@@ -83,6 +88,11 @@ def gather_inputs(
         cu_seqlens_q,
         cu_seqlens_k,
     )
+
+
+def clamp_window(window: int | None) -> int | None:
+    """No window is wider than any two indices are apart."""
+    return None if window is None else torch.sym_min(window, _WIDEST_WINDOW)
 
 
 def _as_float(positions: Tensor | None) -> Tensor | None:
@@ -96,6 +106,7 @@ def spec_of(inputs: AttentionInputs, *, needs_grad: bool) -> AttentionSpec:
     rotation = inputs.rotation
     return AttentionSpec(
         device=inputs.q.device.type,
+        device_index=inputs.q.device.index or 0,
         dtype=inputs.q.dtype,
         batch=batch,
         num_heads_q=num_heads_q,
@@ -115,6 +126,7 @@ def spec_of(inputs: AttentionInputs, *, needs_grad: bool) -> AttentionSpec:
         decode=False,
         needs_grad=needs_grad,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        aligned=all(is_aligned(x) for x in (inputs.q, inputs.k, inputs.v)),
     )
 
 
@@ -123,7 +135,7 @@ def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor,
     inputs = gather_inputs(q, k, v, *shared)
     check_values(inputs, positions=shared[-4], kv_positions=shared[-3])
     chosen = select(spec_of(inputs, needs_grad=save_prepared), backend)
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         return chosen.forward(inputs, save_prepared=save_prepared)
 
 
@@ -144,13 +156,13 @@ def _attention_bwd(
         grad_out = grad_out.contiguous()
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         return chosen.backward(
             inputs, out, lse, grad_out, grad_lse, need_grad_scale=need_grad_scale
         )
 
 
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
+def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Precision inside an op is the backend's: autocast would reach the products in it."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_order_of
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec import AttentionInputs, DecodeInputs
 
 
 class Forward(Protocol):
@@ -35,6 +35,12 @@ class Backward(Protocol):
         *,
         need_grad_scale: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
+class Decode(Protocol):
+    """The native decode of a backend: out (B, Hq, Sq, Dv) and lse, caches written."""
+
+    def __call__(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]: ...
 
 
 def segments(inputs: AttentionInputs) -> Iterator[tuple[slice, slice, AttentionInputs]]:

@@ -1,4 +1,4 @@
-"""What one attention call is: `AttentionInputs`, the data, and `AttentionSpec`, for selection."""
+"""What one call is: `AttentionInputs` or `DecodeInputs`, the data, and `AttentionSpec`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,40 @@ class AttentionInputs:
 
 
 @dataclass(frozen=True)
+class DecodeInputs:
+    """One validated `attention_decode`: append k, v to the caches, attend causally to all of it."""
+
+    q: Tensor  # (B, Hq, Sq, D): the last Sq tokens of each row
+    k_cache: Tensor  # (B, Hkv, Smax, D) or (num_pages, Hkv, page_size, D), written
+    v_cache: Tensor  # the same with Dv
+    k: Tensor | None  # (B, Hkv, Snew, D), not rotated
+    v: Tensor | None  # (B, Hkv, Snew, Dv)
+    cache_seqlens: Tensor  # (B,) int32, before the append
+    page_table: Tensor | None  # (B, pages_per_row) int32
+    scale: float | Tensor  # Tensor: (B, Hq, Sq) float32, any strides
+    window: int | None
+    softcap: float | None
+    kv_start: Tensor | None  # (B,) int32
+    rotation: Rotation | None  # positions are None: token j of a row is at j
+    rotated_cache: bool  # keys were rotated when appended; else they rotate when read
+
+    @property
+    def num_new(self) -> int:
+        return 0 if self.k is None else self.k.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """Keys that a row of the caches can hold."""
+        rows = self.k_cache.shape[2]
+        return rows if self.page_table is None else rows * self.page_table.shape[1]
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """Everything that backend selection may look at: no tensor values, no pointers."""
 
     device: str  # "cpu", "cuda"
+    device_index: int
     dtype: torch.dtype
     batch: int
     num_heads_q: int
@@ -69,3 +99,5 @@ class AttentionSpec:
     decode: bool
     needs_grad: bool
     deterministic: bool
+    # q, k and v, or in decode the caches, start at and step by multiples of 16 bytes.
+    aligned: bool

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "attention_params.h"
-#include "cpu/attention_cpu.h"
 
 namespace drope {
 
@@ -55,7 +54,7 @@ class CallArguments {
   std::size_t num_read_ = 0;
 };
 
-// What forward and backward have in common.
+// What every call has.
 inline void read_attention(CallArguments& in, AttentionParams& p) {
   p.dtype = static_cast<DType>(in.value<int>("dtype"));
   const auto shape = in.value<pybind11::tuple>("shape");
@@ -72,6 +71,7 @@ inline void read_attention(CallArguments& in, AttentionParams& p) {
   p.mask.causal = in.value<bool>("causal");
   p.mask.window = in.value<int64_t>("window");
   p.mask.q_start = in.pointer<const int32_t>("q_start");
+  p.mask.q_offset = in.value<int64_t>("q_offset");
   p.mask.kv_start = in.pointer<const int32_t>("kv_start");
   p.mask.kv_end = in.pointer<const int32_t>("kv_end");
 
@@ -86,6 +86,19 @@ inline void read_attention(CallArguments& in, AttentionParams& p) {
   r.kv_positions = in.pointer<const float>("kv_positions");
   r.stride_positions_batch = in.value<int64_t>("stride_positions_batch");
   r.stride_kv_positions_batch = in.value<int64_t>("stride_kv_positions_batch");
+}
+
+// What backward calls have beyond it.
+inline void read_gradients(CallArguments& in, AttentionBackwardParams& p) {
+  in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
+  in.tensor("grad_out", p.grad_out, p.stride_grad_out_batch, p.stride_grad_out_head,
+            p.stride_grad_out_row);
+  p.lse = in.pointer<const float>("lse");
+  p.grad_lse = in.pointer<const float>("grad_lse");
+  in.tensor("grad_q", p.grad_q, p.stride_grad_q_batch, p.stride_grad_q_head, p.stride_grad_q_row);
+  in.tensor("grad_k", p.grad_k, p.stride_grad_k_batch, p.stride_grad_k_head, p.stride_grad_k_row);
+  in.tensor("grad_v", p.grad_v, p.stride_grad_v_batch, p.stride_grad_v_head, p.stride_grad_v_row);
+  p.grad_scale = in.pointer<float>("grad_scale");
 }
 
 }  // namespace drope

@@ -1,6 +1,7 @@
 // drope_kernels._C.attention_forward: the CPU forward pass on raw addresses.
 #include "attention_arguments.h"
 #include "bindings.h"
+#include "cpu/attention_cpu.h"
 
 namespace py = pybind11;
 

@@ -50,7 +50,8 @@ class Call:
             return dk.attention(
                 *operands, scale=scale, return_lse=True, backend=backend, **self.options
             )
-        offsets = cumulative(self.case.seqlens_q), cumulative(self.case.seqlens_kv)
+        lengths = self.case.seqlens_q, self.case.seqlens_kv
+        offsets = (cumulative(one).to(self.q.device) for one in lengths)
         return dk.attention_varlen(
             *operands, *offsets, scale=scale, return_lse=True, backend=backend, **self.options
         )

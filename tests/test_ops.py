@@ -102,16 +102,25 @@ def test_opcheck_transposed_and_packed(backend: str) -> None:
         torch.library.opcheck(op, detached(args))
 
 
-def test_opcheck_cache_append() -> None:
-    (_, k_cache, v_cache), options = caches()
-    append = torch.ops.drope.cache_append.default
-    new = (options["k"], options["v"], options["cache_seqlens"])
-    torch.library.opcheck(append, (k_cache, v_cache, *new, None))
+@pytest.mark.parametrize("cache", ["raw", "rotated"])
+@on_every_backend
+def test_opcheck_decode(backend: str, cache: str) -> None:
+    """Schema and aliases (caches written, nothing else), fakes with strides, functionalisation."""
+    (q, k_cache, v_cache), options = caches()
+    options |= {"rope": ROPE, "cache": cache, "backend": backend, "scale": HEAD_SCALE}
     k_pages, v_pages = (
         x.unflatten(2, (4, 4)).transpose(1, 2).flatten(0, 1) for x in (k_cache, v_cache)
     )
-    pages = torch.arange(8, dtype=torch.int32).view(2, 4)
-    torch.library.opcheck(append, (k_pages.contiguous(), v_pages.contiguous(), *new, pages))
+    table = torch.arange(8, dtype=torch.int32).view(2, 4)
+    with Recorder() as recorder:
+        dk.attention_decode(q, k_cache, v_cache, **options)
+        dk.attention_decode(q, k_pages, v_pages, page_table=table, **options)
+        transposed_q = transposed(q).detach()
+        nothing_new = {"cache_seqlens": int32(3, 9), "window": 4, "kv_start": int32(0, 2)}
+        dk.attention_decode(transposed_q, k_cache, v_cache, backend=backend, **nothing_new)
+    assert [op for op, _, _ in recorder.calls] == [torch.ops.drope.attention_decode.default] * 3
+    for op, arguments, _ in recorder.calls:
+        torch.library.opcheck(op, arguments)
 
 
 # --- autograd ------------------------------------------------------------------------------------
@@ -295,9 +304,10 @@ def test_explain_names_the_backend_that_runs_and_why_not_the_others() -> None:
     for trait in ("causal", "rope over 8 channels", "window"):
         assert trait in text[0]
     lines = dict(line.split(": ", 1) for line in text[1:])
-    assert list(lines) == BACKENDS
+    assert list(lines) == ["cuda", *BACKENDS]
+    assert lines["cuda"] == "no, it computes on CUDA devices and the tensors are on cpu."
     assert lines["reference"] == "runs this call"
-    assert all("float64" in lines[name] for name in lines if name != "reference")
+    assert all("float64" in lines[name] for name in BACKENDS if name != "reference")
     asked = dk.explain(*qkv(), backend="reference").splitlines()
     assert asked[-1] == "reference: runs this call"
     assert all('not asked for: backend="reference"' in line for line in asked[1:-1])

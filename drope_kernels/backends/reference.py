@@ -17,6 +17,7 @@ from drope_kernels.packed import join_backward, join_forward
 from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
 
 NAME = "reference"
+decode = None  # append, then forward
 
 
 def unavailable() -> str | None:

@@ -1,0 +1,119 @@
+"""The op `drope::attention_decode`: append and attend in one call, caches written in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drope_kernels.append import append_and_attend
+from drope_kernels.check_values import check_decode_values
+from drope_kernels.dispatch import select
+from drope_kernels.layout import empty_in_order_of, is_aligned
+from drope_kernels.ops import LIBRARY, clamp_window, without_autocast
+from drope_kernels.spec import AttentionSpec, DecodeInputs, Rotation
+
+LIBRARY.define(
+    "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
+    "Tensor cache_seqlens, Tensor? page_table, Tensor? scale_rows, float scale, "
+    "SymInt? window, float? softcap, Tensor? kv_start, "
+    "Tensor? turns, bool interleaved, float attention_factor, bool rotated_cache, str backend)"
+    " -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def gather_inputs(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    cache_seqlens: Tensor,
+    page_table: Tensor | None,
+    scale_rows: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    kv_start: Tensor | None,
+    turns: Tensor | None,
+    interleaved: bool,
+    attention_factor: float,
+    rotated_cache: bool,
+) -> DecodeInputs:
+    """The flat arguments of the op as `DecodeInputs`."""
+    rotation = None
+    if turns is not None:
+        rotation = Rotation(turns, interleaved, attention_factor, None, None)
+    return DecodeInputs(
+        q,
+        k_cache,
+        v_cache,
+        k,
+        v,
+        cache_seqlens,
+        page_table,
+        scale if scale_rows is None else scale_rows,
+        clamp_window(window),
+        softcap,
+        kv_start,
+        rotation,
+        rotated_cache,
+    )
+
+
+def spec_of(inputs: DecodeInputs) -> AttentionSpec:
+    """What backend selection may look at."""
+    q, rotation = inputs.q, inputs.rotation
+    return AttentionSpec(
+        device=q.device.type,
+        device_index=q.device.index or 0,
+        dtype=q.dtype,
+        batch=q.shape[0],
+        num_heads_q=q.shape[1],
+        num_heads_kv=inputs.k_cache.shape[1],
+        seqlen_q=q.shape[2],
+        seqlen_kv=inputs.capacity,
+        head_dim=q.shape[3],
+        head_dim_v=inputs.v_cache.shape[3],
+        causal=True,
+        window=inputs.window is not None,
+        softcap=inputs.softcap is not None,
+        kv_range=True,
+        row_scale=isinstance(inputs.scale, Tensor),
+        rotary_dim=0 if rotation is None else rotation.dim,
+        interleaved=rotation is not None and rotation.interleaved,
+        varlen=False,
+        decode=True,
+        needs_grad=False,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        aligned=is_aligned(inputs.k_cache) and is_aligned(inputs.v_cache),
+    )
+
+
+def _attention_decode(*call: Any) -> tuple[Tensor, Tensor]:
+    *arguments, backend = call
+    inputs = gather_inputs(*arguments)
+    chosen = select(spec_of(inputs), backend)
+    check_decode_values(inputs)
+    with without_autocast(inputs.q.device.type):
+        if chosen.decode is not None:
+            return chosen.decode(inputs)
+        return append_and_attend(inputs, chosen.forward)
+
+
+def _attention_decode_fake(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return (
+        empty_in_order_of(q, (*q.shape[:3], v_cache.shape[3])),
+        q.new_empty(q.shape[:3], dtype=lse_dtype),
+    )
+
+
+LIBRARY.impl("attention_decode", _attention_decode, "CompositeExplicitAutograd")
+torch.library.register_fake("drope::attention_decode", _attention_decode_fake, lib=LIBRARY)
+
+attention_decode = torch.ops.drope.attention_decode.default
