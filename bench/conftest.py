@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import gpu_check.machine
 import pytest
+from gpu_check.report import ROOT
 
+from . import gpu_results
 from .cases import BenchCase
+from .gpu_report import section
+from .gpu_results import GpuResults
 from .report import plot, print_table, save, write_markdown
 from .timing import ReplayClock, Samples
 
 ROWS = pytest.StashKey[list[dict[str, object]]]()
+GPU_ROWS = pytest.StashKey[list[dict[str, object]]]()
+CEILINGS = pytest.StashKey[dict[str, object] | None]()
+GPU_ASKED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.stash[GPU_ROWS] = []
+    config.stash[CEILINGS] = None
+    config.stash[GPU_ASKED] = False
 
 
 @pytest.fixture
@@ -45,12 +57,34 @@ def case_ids(value: object) -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
-    if not rows:
-        return
-    terminalreporter.section("drope_kernels benchmark")
-    print_table(rows, terminalreporter.write)
     directory = Path(config.getoption("--bench-out"))
-    written = [save(rows, directory), write_markdown(rows, directory), *plot(rows, directory)]
-    for path in written:
-        terminalreporter.write_line(f"wrote {path}")
+    rows = config.stash[ROWS]
+    if rows:
+        terminalreporter.section("drope_kernels benchmark")
+        print_table(rows, terminalreporter.write)
+        for path in [
+            save(rows, directory),
+            write_markdown(rows, directory),
+            *plot(rows, directory),
+        ]:
+            terminalreporter.write_line(f"wrote {path}")
+    if config.stash[GPU_ASKED]:
+        terminalreporter.section("drope_kernels on the GPU")
+        results = gpu_results_here(config)
+        terminalreporter.write_line(section(results))
+        if results.rows:
+            terminalreporter.write_line(f"wrote {gpu_results.save(results, directory)}")
+
+
+def gpu_results_here(config: pytest.Config) -> GpuResults:
+    """What this session measured; NOTHING without a GPU."""
+    rows = config.stash[GPU_ROWS]
+    if not rows:
+        return gpu_results.NOTHING
+    about = {
+        **gpu_check.machine.description(),
+        "versions": gpu_check.machine.versions(),
+        "commit": gpu_check.machine.commit(ROOT),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return GpuResults(about, config.stash[CEILINGS], rows)

@@ -45,9 +45,9 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every stage, once: the script's result and its JSON files by stage."""
+    """The first stages, once: the script's result and its JSON files by stage."""
     out = tmp_path_factory.mktemp("gpu_check")
-    done = run_script("--dry-run", str(out))
+    done = run_script("--dry-run", str(out), *STAGES)
     reports = {path.name: json.loads(path.read_text()) for path in out.iterdir()}
     return {"done": done, "reports": reports}
 
@@ -84,8 +84,24 @@ def test_probes_compile_without_spills_or_serialised_wgmma(dry_run: dict[str, An
 def test_unknown_stage_names_the_known_ones(tmp_path: Path) -> None:
     done = run_script("--dry-run", str(tmp_path / "out"), "env", "nosuch")
     assert done.returncode == 2
-    assert "unknown stage nosuch; the stages are env, build, layout, peers" in done.stderr
+    assert "unknown stage nosuch; the stages are env, build, layout, cases" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_every_stage_is_documented_and_fits_a_slot() -> None:
+    text = (ROOT / "docs" / "gpu-check.md").read_text()
+    for name, stage in runner.STAGES.items():
+        assert f"`{name}`" in text
+        assert stage.seconds < 600
+    for line in re.findall(r"tools/gpu_check.sh --seconds \d+ OUT (.*)", text):
+        assert set(line.split()) <= set(runner.STAGES)
+
+
+def test_no_stage_starts_when_the_time_is_up(tmp_path: Path) -> None:
+    done = run_script("--dry-run", "--seconds", "5", str(tmp_path), "env", "build")
+    assert done.returncode == 1
+    assert "-- env: not started, 5 s left" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failing_stage_sets_the_exit_status_and_stops_nothing(tmp_path: Path) -> None:

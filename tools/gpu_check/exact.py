@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,11 +95,23 @@ def forward_error(inputs: Inputs, out: Tensor) -> float:
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def gradient_errors(inputs: Inputs, grads: Sequence[Tensor]) -> list[float]:
-    """Relative errors of dq, dk, dv of the last kv head; grads as q, k, v."""
+def unchanged(gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def gradient_errors(
+    inputs: Inputs,
+    grads: Sequence[Tensor],
+    restore: Callable[[Tensor], Tensor] = unchanged,
+) -> list[float]:
+    """Relative errors of dq, dk, dv of the last kv head; grads as q, k, v.
+
+    restore: what undoes, in the reference's dq and dk, how q and k of `inputs` were prepared.
+    """
     batch, kv_head = inputs.k.shape[0] - 1, inputs.k.shape[1] - 1
     heads = slice(kv_head * inputs.group, (kv_head + 1) * inputs.group)
-    reference = gradients(inputs, batch, kv_head)
+    dq, dk, dv = gradients(inputs, batch, kv_head)
+    reference = (restore(dq), restore(dk), dv)
     ours = (grads[0][batch, heads], grads[1][batch, kv_head], grads[2][batch, kv_head])
     return [relative_error(x, y) for x, y in zip(ours, reference, strict=True)]
 

@@ -30,13 +30,15 @@ GPU_FIELDS = (
     "driver_version",
     "memory.total",
     "power.limit",
+    "power.draw",
     "temperature.gpu",
     "clocks.sm",
     "clocks.mem",
     "clocks.max.sm",
     "clocks.max.mem",
 )
-SOURCE_FOLDERS = ("csrc", "drope_kernels", "python_bindings", "tools")
+SOURCE_SUFFIXES = {".py", ".h", ".cu", ".cuh", ".cpp", ".sh", ".txt", ".toml", ".cmake", ".in"}
+SOURCE_FOLDERS = ("cmake", "csrc", "drope_kernels", "python_bindings", "tools")
 
 
 def gpu_fields() -> dict[str, str]:
@@ -115,12 +117,16 @@ def commit(root: Path) -> str:
 
 
 @functools.cache
-def source_digest(root: Path) -> str:
-    """Names the sources that ran, also where no commit is known: first 12 digits of a SHA-256."""
+def source_digest(root: Path, names: tuple[str, ...] = SOURCE_FOLDERS) -> str:
+    """Names the sources that ran, also where no commit is known: first 12 digits of a SHA-256.
+
+    names: folders, of which the sources count, and files.
+    """
     digest = hashlib.sha256()
-    for folder in SOURCE_FOLDERS:
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".py", ".h", ".cu", ".cuh", ".cpp", ".sh"} and path.is_file():
+    for name in names:
+        found = sorted((root / name).rglob("*")) if (root / name).is_dir() else [root / name]
+        for path in found:
+            if path.suffix in SOURCE_SUFFIXES and path.is_file():
                 digest.update(str(path.relative_to(root)).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -66,7 +66,10 @@ def flash_attn(module_names: tuple[str, ...]) -> Callable[[PeerCase], Attention]
     """flash-attn's own layout is (B, S, H, D); the transposed views cost nothing."""
 
     def make(case: PeerCase) -> Attention:
-        function = import_first(module_names).flash_attn_func
+        module = import_first(module_names)
+        function = module.flash_attn_func
+        if case.is_decode:  # the entry that splits the keys, where there is one
+            function = getattr(module, "flash_attn_with_kvcache", function)
 
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             result = function(*(x.transpose(1, 2) for x in (q, k, v)), causal=case.causal)

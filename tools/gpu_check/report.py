@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,17 @@ def envelope(context: Context, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: those become text, and cost nobody the rest of a report."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Replaces the file in one step: a stage may be stopped while it writes."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(plain(report), allow_nan=False) + "\n")
     partial.replace(path)

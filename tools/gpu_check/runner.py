@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,24 @@ class Stage:
     seconds: float
 
 
-# In this order. Each fits a ten-minute slot of its own.
+LEAST_SECONDS = 20.0  # a stage is not started for less
+
+# In this order, most telling first. Each fits a ten-minute slot of its own.
 STAGES = {
     "env": Stage("gpu_check.env", 120),
     "build": Stage("gpu_check.build", 480),
     "layout": Stage("gpu_check.layout", 420),
+    "cases": Stage("gpu_check.cases", 300),
+    "stress": Stage("gpu_check.stress", 300),
+    "bench-quick": Stage("gpu_check.bench", 300),
+    "bench-decode": Stage("gpu_check.bench", 240),
+    "sanitizer": Stage("gpu_check.sanitizer", 420),
+    "profile": Stage("gpu_check.profiling", 420),
+    "train": Stage("gpu_check.training", 300),
+    "bench-rope": Stage("gpu_check.bench", 400),
+    "bench-lengths": Stage("gpu_check.bench", 400),
+    "bench-long": Stage("gpu_check.bench", 300),
+    "bench-flex": Stage("gpu_check.bench", 300),
     "peers": Stage("gpu_check.peers", 570),
 }
 
@@ -38,6 +53,9 @@ def parse(arguments: list[str], stages: dict[str, Stage]) -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder for one JSON file per stage")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of: {', '.join(stages)}")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: compile, launch nothing")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="for all stages together; then stop"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.stages if name not in stages]
     if unknown:
@@ -81,9 +99,16 @@ def main(arguments: list[str], stages: dict[str, Stage] = STAGES) -> int:
     options = parse(arguments, stages)
     options.out.mkdir(parents=True, exist_ok=True)
     summary, failed = [], False
+    deadline = time.monotonic() + options.seconds
     for name in options.stages or stages:
         print(f"== {name}", flush=True)
-        report = run_stage(name, stages[name], options.out, options.dry_run)
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            summary.append(f"-- {name}: not started, {left:.0f} s left")
+            failed = True
+            continue
+        stage = replace(stages[name], seconds=min(stages[name].seconds, left))
+        report = run_stage(name, stage, options.out, options.dry_run)
         for line in report["table"]:
             print(f"   {line}")
         ending = f"{report['status']}, {report['seconds']} s"

@@ -1,0 +1,133 @@
+"""Jobs of the stages bench-*: one case, every contender gated, then timed in the same rounds.
+
+Job names: "ceilings", or "GROUP LABEL". A contender with a wrong result has an error and no times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from . import exact, timing
+from .accelerator import StandIn
+from .bench_cases import GpuCase, find
+from .bench_contenders import Contender, contenders, expected_inputs, restore
+from .peer_calls import Attention
+from .peers import PEER_ERRORS, gate, make_inputs, run_forward
+from .sm80 import SM80
+
+COPY_BYTES = 4 << 30
+MATMUL_SIZE = 8192
+Row = dict[str, Any]
+
+
+def ceilings(where: StandIn) -> Row:
+    """The roofline of this machine, as stage env measures it, in the same session as the rows."""
+    if where.device == "cpu":
+        return {"copy": None, "matmul": None}
+    return {
+        "copy": timing.copy_bandwidth(COPY_BYTES),
+        "matmul": timing.matmul_rate(MATMUL_SIZE),
+    }
+
+
+def check(case: GpuCase, inputs: exact.Inputs, one: Contender, call: Attention) -> Row:
+    """Relative errors of out and the gradients; ValueError when one is over its limit."""
+    expected = expected_inputs(inputs, one.rope)
+    with torch.no_grad():
+        errors = gate({"out": exact.forward_error(expected, call(inputs.q, inputs.k, inputs.v))})
+    scores = inputs.q.shape[2] * inputs.k.shape[2] * inputs.group
+    if case.shape.backward and scores <= exact.MAX_GRADIENT_SCORES:
+        out, leaves = run_forward(inputs, call)
+        grads = torch.autograd.grad(out, leaves, inputs.grad_out)
+        found = exact.gradient_errors(expected, grads, restore(inputs, one.rope))
+        errors |= gate(dict(zip(("dq", "dk", "dv"), found, strict=True)))
+    return errors
+
+
+def gated(
+    case: GpuCase, inputs: exact.Inputs, entries: list[Contender]
+) -> tuple[dict[str, Attention], dict[str, Row]]:
+    """(the calls that may be timed, a row of each contender: its errors or its error)."""
+    calls: dict[str, Attention] = {}
+    rows: dict[str, Row] = {}
+    for one in entries:
+        rows[one.name] = {"case": case.label, "contender": one.name}
+        try:
+            call = one.make(inputs)
+            rows[one.name]["errors"] = check(case, inputs, one, call)
+            calls[one.name] = call
+        except PEER_ERRORS as error:
+            rows[one.name]["error"] = f"{type(error).__name__}: {error}"[:600]
+    return calls, rows
+
+
+def passes(case: GpuCase, inputs: exact.Inputs, call: Attention) -> dict[str, Callable[[], Any]]:
+    """What is timed of one contender: forward alone; backward alone; both, as training runs."""
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return call(inputs.q, inputs.k, inputs.v)
+
+    if not case.shape.backward:
+        return {"forward": forward}
+
+    def train() -> Any:
+        out, leaves = run_forward(inputs, call)
+        return torch.autograd.grad(out, leaves, inputs.grad_out)
+
+    out, leaves = run_forward(inputs, call)
+
+    def backward() -> Any:
+        return torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True)
+
+    return {"forward": forward, "backward": backward, "train": train}
+
+
+def rates(case: GpuCase, kind: str, milliseconds: float) -> Row:
+    """Useful work over time: TB/s of cache read by a decode, TFLOP/s otherwise."""
+    shape = case.shape
+    if shape.is_decode:
+        return {"terabytes_per_second": shape.kv_bytes / milliseconds / 1e9}
+    flops = {
+        "forward": shape.forward_flops,
+        "backward": shape.backward_flops,
+        "train": shape.forward_flops + shape.backward_flops,
+    }
+    return {f"{kind}_tflops": flops[kind] / milliseconds / 1e9}
+
+
+def sm80_differs(case: GpuCase) -> bool:
+    """Whether the two families run different kernels: the plain forward up to head_dim 128."""
+    return not case.shape.is_decode and not case.rope and case.shape.head_dim <= 128
+
+
+def measure(case: GpuCase, where: StandIn, flex: bool = False) -> list[Row]:
+    """One row a contender."""
+    dtype = torch.bfloat16 if where.device == "cuda" else torch.float32
+    inputs = make_inputs(case.shape, where.device, dtype)
+    backends = [name for name in where.backends if name != SM80 or sm80_differs(case)]
+    calls, rows = gated(case, inputs, contenders(case, backends, flex))
+    work = {name: passes(case, inputs, call) for name, call in calls.items()}
+    sample = where.timer()
+    for kind in ("forward", "backward", "train"):
+        chosen = {name: one[kind] for name, one in work.items() if kind in one}
+        if not chosen:
+            continue
+        for name, times in timing.interleave(chosen, sample, where.target_ms).items():
+            rows[name][kind] = asdict(times)
+            rows[name] |= rates(case, kind, times.median_ms)
+            rows[name].setdefault("peak_bytes", {})[kind] = where.peak_bytes(chosen[name])
+    return list(rows.values())
+
+
+def run_job(job: str, where: StandIn) -> Row:
+    if job == "ceilings":
+        return {**ceilings(where), "backends": list(where.backends)}
+    group, _, label = job.partition(" ")
+    case = find(group, label)
+    shape = asdict(case.shape) | {"rope": case.rope, "page_size": case.page_size}
+    return {"shape": shape, "rows": measure(case, where, flex=group == "flex")}

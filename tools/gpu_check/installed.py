@@ -1,0 +1,29 @@
+"""Where the GPU machine keeps the built package, and whether it is of the sources as they are."""
+
+from __future__ import annotations
+
+import shutil
+
+from . import machine
+from .report import ROOT
+
+FOLDER = ROOT / "build" / "gpu_check"  # git ignores it; later calls on the same machine find it
+STAMP = FOLDER / "sources.txt"
+BUILT_FROM = (
+    *("cmake", "csrc", "drope_kernels", "python_bindings"),
+    *("CMakeLists.txt", "setup.py", "pyproject.toml"),
+)
+
+
+def is_current() -> bool:
+    digest = machine.source_digest(ROOT, BUILT_FROM)
+    return STAMP.exists() and STAMP.read_text() == digest
+
+
+def clear() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def mark() -> None:
+    """Says that what is in FOLDER was built from the present sources and works."""
+    STAMP.write_text(machine.source_digest(ROOT, BUILT_FROM))
