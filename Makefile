@@ -68,7 +68,7 @@ sanitize: $(VENV)/stamp-install
 	tools/sanitize.sh $(BIN)/python
 
 race: $(VENV)/stamp-install
-	$(BIN)/pytest tests/test_emulation.py -q -k "schedules"
+	$(BIN)/pytest tests/test_emulation.py $(wildcard tests/test_emulated_*.py) -q -k "schedules"
 
 clean:
 	rm -rf build dist *.egg-info drope_kernels/_C*.so $(VENV)/stamp-install

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from emulation.attention import EmulatedBackend
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,3 +39,25 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(scope="session")
+def emulated_backends() -> dict[str, EmulatedBackend]:
+    """The CUDA kernels on emulated devices, built once: by the names of the backends."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulator switches stacks in x86-64 assembly")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+    from emulation.attention import SM80, SM86, SM90A, build_module, load_backends
+
+    return {one.NAME: one for one in load_backends(build_module(), SM80, SM86, SM90A)}
+
+
+@pytest.fixture
+def backends(emulated_backends: dict[str, EmulatedBackend]) -> Iterator[dict[str, EmulatedBackend]]:
+    """Calls may ask for the emulated backends; their lists of launches are empty."""
+    from emulation.attention import registered
+
+    for one in emulated_backends.values():
+        one.launches.clear()
+    with registered(*emulated_backends.values()):
+        yield emulated_backends

@@ -272,9 +272,7 @@ def test_rewriting_keeps_text_operands_and_lines() -> None:
 
 
 def test_rewriting_launches_and_shared_memory() -> None:
-    assert "launch(k<A, 2>, g, n, s, [=] { k<A, 2>(a, f(b)); });" in rewrite(
-        "{ k<A, 2><<<g, n, s>>>(a, f(b)); }"
-    )
+    assert "launch(k<A, 2>, g, n, s, a, f(b));" in rewrite("{ k<A, 2><<<g, n, s>>>(a, f(b)); }")
     pointer = rewrite("extern __shared__ __align__(1024) unsigned char smem[];")
     assert pointer.startswith("unsigned char* smem = reinterpret_cast<unsigned char*>(")
     with pytest.raises(ValueError, match="static __shared__"):

@@ -125,11 +125,15 @@ DECODES = (
 class Setup:
     """Caches filled to `lengths` with NaN beyond, and the same keys as plain tensors per row."""
 
-    def __init__(self, case: Decode) -> None:
+    def __init__(self, case: Decode, dtype: torch.dtype = torch.float32) -> None:
         self.case, batch = case, len(case.lengths)
-        self.q = normal(batch, HQ, case.num_queries, D, seed=3)
-        self.k, self.v = (normal(batch, HKV, case.num_new, D, seed=seed) for seed in (4, 5))
-        self.history = [normal(batch, HKV, case.capacity, D, seed=seed) for seed in (6, 7)]
+
+        def heads(num_heads: int, rows: int, seed: int) -> Tensor:
+            return normal(batch, num_heads, rows, D, seed=seed).to(dtype)
+
+        self.q = heads(HQ, case.num_queries, 3)
+        self.k, self.v = heads(HKV, case.num_new, 4), heads(HKV, case.num_new, 5)
+        self.history = [heads(HKV, case.capacity, seed) for seed in (6, 7)]
         self.lengths = ints(*case.lengths)
         stored = [self.history[0], self.history[1]]
         if case.cache == "rotated" and case.rope:
@@ -147,7 +151,7 @@ class Setup:
         )
         table = order[: batch * pages_per_row].reshape(batch, pages_per_row)
         for n, cache in enumerate(self.dense):
-            pages = torch.full((len(order), HKV, self.case.page_size, D), torch.nan)
+            pages = cache.new_full((len(order), HKV, self.case.page_size, D), torch.nan)
             pages[table] = cache.unflatten(2, (pages_per_row, -1)).transpose(1, 2)
             self.dense[n] = pages
         return table.int()
@@ -213,7 +217,7 @@ def rotated(x: Tensor, rope: bool | dk.Rope) -> Tensor:
     turned = torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
     if not rope.interleaved:
         turned = turned.transpose(-1, -2)
-    return torch.cat([turned.flatten(-2), still], dim=-1)
+    return torch.cat([turned.flatten(-2), still], dim=-1).to(x.dtype)
 
 
 @pytest.mark.parametrize("case", DECODES, ids=lambda case: case.name)

@@ -6,10 +6,12 @@ Objects and libraries are kept under build/emulation, named by a digest of all t
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
+import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 CACHE = ROOT / "build" / "emulation"
 HEADERS = (
+    *sorted((ROOT / "csrc").glob("*.h")),
     *sorted((ROOT / "csrc/cuda").rglob("*.h")),
     *sorted((ROOT / "tools/gpu_check/probes").glob("*.h")),
+    *sorted((FOLDER / "kernels").rglob("*.h")),
 )
 KERNELS = (
     *sorted((ROOT / "tools/gpu_check/probes").glob("*.cu")),
@@ -39,20 +43,21 @@ RUNTIME_HEADERS = tuple(
 )
 
 COMPILER = "g++"
-COMMON = ["-std=c++17", "-fPIC", "-fno-gnu-unique", "-fvisibility=default", "-Wall", "-Wextra"]
-RUNTIME_FLAGS = [*COMMON, "-O2", "-ftree-vectorize", "-march=native", f"-I{FOLDER / 'cuda'}"]
+COMMON = ["-std=c++17", "-fPIC", "-fno-gnu-unique", "-Wall", "-Wextra", f"-I{FOLDER / 'cuda'}"]
+RUNTIME_FLAGS = [*COMMON, "-O2", "-ftree-vectorize", "-march=native"]
+HOST_FLAGS = [*COMMON, "-O1"]
 # Instrumented, but not linked with ThreadSanitizer: runtime/access_hooks.cpp receives the calls.
 KERNEL_FLAGS = [
     *COMMON,
-    *("-x", "c++", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-parameter"),
-    "-fsanitize=thread",
-    f"-I{FOLDER / 'cuda'}",
+    *("-x", "c++", "-O1", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"),
+    *("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-fsanitize=thread"),
     *("-include", str(FOLDER / "cuda/kernel_language.h")),
 ]
 
 AT_ISSUE, LATEST, RANDOM = range(3)
+INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 
-
+Texts = Mapping[Path, str]  # of sources and headers of the repository
 Job = tuple[Path, list[str], str]  # source, flags, digest of all that its object depends on
 
 
@@ -78,6 +83,7 @@ def run_compiler(arguments: list[str], product: Path) -> None:
     unfinished.replace(product)
 
 
+@functools.cache
 def cpu_features() -> str:
     """What -march=native means here."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -92,56 +98,81 @@ def compile_object(source: Path, flags: list[str], key: str) -> Path:
     return product
 
 
-def texts(paths: Iterable[Path]) -> list[str]:
-    return [path.read_text(encoding="utf-8") for path in paths]
-
-
-def write_rewritten(sources: Mapping[Path, str]) -> Path:
-    """The rewritten files in a tree of their own, at their places in the repository."""
-    tree = CACHE / "sources" / digest(sources.values())
-    for path, text in sources.items():
-        target = tree / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            unfinished = target.with_suffix(f".{os.getpid()}.tmp")
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(target)
-    return tree
-
-
 def compile_all(jobs: Iterable[Job]) -> list[Path]:
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda job: compile_object(*job), jobs))
 
 
-def link(name: str, objects: list[Path], libraries: Iterable[Path] = ()) -> Path:
+def link(name: str, objects: Sequence[Path], libraries: Sequence[Path] = ()) -> Path:
+    """Of two definitions of an inline function, the one in the first object counts."""
     library = CACHE / f"{name}-{digest(path.name for path in [*objects, *libraries])}.so"
     if not library.exists():
         run_compiler(["-shared", "-Wl,-Bsymbolic", *map(str, [*objects, *libraries])], library)
     return library
 
 
+def read(paths: Iterable[Path]) -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8") for path in paths}
+
+
 def build_runtime() -> Path:
-    key = digest([COMPILER, cpu_features(), *RUNTIME_FLAGS, *texts(RUNTIME_HEADERS)])
+    key = digest([COMPILER, cpu_features(), *RUNTIME_FLAGS, *read(RUNTIME_HEADERS).values()])
     jobs = [(path, RUNTIME_FLAGS, digest([key, path.read_text()])) for path in RUNTIME]
     return link("runtime", compile_all(jobs))
 
 
-def kernel_jobs(replaced: Mapping[str, str]) -> list[Job]:
-    headers = {path: rewrite(path.read_text()) for path in HEADERS}
-    key = digest([COMPILER, *KERNEL_FLAGS, *texts(RUNTIME_HEADERS), *headers.values()])
+# ---- rewritten sources -------------------------------------------------------------------------
+def place(path: Path) -> Path:
+    """Where a source stands in a rewritten tree: as in the repository; strangers by their name."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
+
+
+def included(source: Path, texts: Texts) -> set[Path]:
+    """The headers of the repository that a source includes, directly or not."""
+    found: set[Path] = set()
+    unread = [source]
+    while unread:
+        path = unread.pop()
+        for name in INCLUDE.findall(texts[path]):
+            for header in ((path.parent / name).resolve(), ROOT / name, ROOT / "csrc" / name):
+                if header in texts and header not in found:
+                    found.add(header)
+                    unread.append(header)
+    return found
+
+
+def write_tree(texts: Texts) -> Path:
+    """Rewritten files in a tree of their own, at their places in the repository."""
+    rewritten = {path: f'#line 1 "{path}"\n{rewrite(text)}' for path, text in texts.items()}
+    tree = CACHE / "sources" / digest(rewritten.values())
+    for path, text in rewritten.items():
+        target = tree / place(path)
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(target)
+    return tree
+
+
+def rewritten_jobs(sources: Sequence[Path], replaced: Texts, flags: list[str]) -> list[Job]:
+    """`replaced`: text in place of that of a source or header."""
+    texts = {**read([*HEADERS, *sources]), **replaced}
+    tree = write_tree(texts)
+    common = digest([COMPILER, cpu_features(), *flags, *read(RUNTIME_HEADERS).values()])
     jobs = []
-    for path in KERNELS:
-        given = replaced.get(path.name, path.read_text())
-        text = f'#line 1 "{path}"\n{rewrite(given)}'
-        source = write_rewritten({**headers, path: text}) / path.relative_to(ROOT)
-        jobs.append((source, KERNEL_FLAGS, digest([key, text])))
+    for source in sources:
+        used = [source, *sorted(included(source, texts))]
+        key = digest([common, *(texts[path] for path in used)])
+        jobs.append((tree / place(source), [*flags, f"-I{tree}"], key))
     return jobs
 
 
-def build(replaced: Mapping[str, str] | None = None) -> Path:
-    """The shared library of all kernels; `replaced`: file name of a kernel source -> its text."""
-    return link("kernels", compile_all(kernel_jobs(replaced or {})), [build_runtime()])
+def build(replaced: Texts | None = None, sources: Sequence[Path] = KERNELS) -> Path:
+    """The shared library of these kernels."""
+    jobs = rewritten_jobs(sources, replaced or {}, KERNEL_FLAGS)
+    return link("kernels", compile_all(jobs), [build_runtime()])
 
 
 @dataclass(frozen=True)
@@ -156,19 +187,29 @@ class Emulator:
         library.emulation_error.restype = ctypes.c_char_p
         library.emulation_event.restype = ctypes.c_char_p
         library.emulation_configure.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        library.emulation_lend.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        library.emulation_take_back.argtypes = [ctypes.c_void_p]
         return Emulator(library)
 
     def configure(self, completion: int, seed: int = 1) -> None:
-        """completion: AT_ISSUE, LATEST or RANDOM. Resets the counts."""
+        """completion: AT_ISSUE, LATEST or RANDOM. Resets the counts; the device is an H100."""
         self.library.emulation_configure(completion, seed)
+        self.set_device((9, 0), num_sms=4, shared_bytes=232448)
+
+    def set_device(self, capability: tuple[int, int], num_sms: int, shared_bytes: int) -> None:
+        """shared_bytes: the most that one block may ask for."""
+        assert self.library.emulation_set_device(*capability, num_sms, shared_bytes)
+
+    def error(self) -> str:
+        """What ended the last launch that failed."""
+        return str(self.library.emulation_error().decode())
 
     def call(self, symbol: str, run: probe.Run) -> probe.Array:
         """One probe function; EmulationError when its launch fails."""
         try:
             return probe.call(self.library, symbol, run)
         except RuntimeError as error:
-            message = self.library.emulation_error().decode()
-            raise EmulationError(message or str(error)) from error
+            raise EmulationError(f"{error} {self.error()}") from error
 
     def check(self, case: probe.Case) -> probe.Comparison:
         return probe.compare(case, [self.call(case.symbol, run) for run in case.runs])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .library import KERNELS
 
@@ -24,12 +25,13 @@ class Bug:
     probe: str
     message: str = ""
 
-    def planted(self) -> dict[str, str]:
-        """File name -> the text with the bug."""
-        text = next(path for path in KERNELS if path.name == self.source).read_text()
+    def planted(self) -> dict[Path, str]:
+        """The source with the bug."""
+        path = next(path for path in KERNELS if path.name == self.source)
+        text = path.read_text()
         if text.count(self.before) != 1:
             raise ValueError(f"{self.name}: not exactly one place in {self.source}")
-        return {self.source: text.replace(self.before, self.after)}
+        return {path: text.replace(self.before, self.after)}
 
 
 def _sm80(name: str, before: str, after: str, message: str = "") -> Bug:

@@ -87,7 +87,9 @@ def asm_call(body: str) -> str:
         for part in split_outside(section, ",")
         if part.strip()
     ]
-    return f"{NAMESPACE}asm_statement({', '.join([template.strip(), *operands])})"
+    kind = f"{NAMESPACE}AsmSite"
+    site = f"[]() -> {kind}& {{ static {kind} site{{{template.strip()}}}; return site; }}()"
+    return f"{NAMESPACE}asm_statement({', '.join([site, *operands])})"
 
 
 def asm_templates(text: str) -> list[str]:
@@ -136,11 +138,9 @@ def rewrite_launches(text: str) -> str:
         if len(shape) not in {3, 4}:
             raise ValueError(f"launch of {kernel}: grid, block, shared bytes and perhaps a stream")
         arguments_end = end_of_bracket(text, text.index("(", shape_end))
-        arguments = text[shape_end + 3 : arguments_end + 1].strip()
-        call = (
-            f"{NAMESPACE}launch({kernel}, {', '.join(part.strip() for part in shape[:3])}, "
-            f"[=] {{ {kernel}{arguments}; }})"
-        )
+        arguments = text[text.index("(", shape_end) + 1 : arguments_end]
+        given = [kernel, *shape[:3], *([arguments] if arguments.strip() else [])]
+        call = f"{NAMESPACE}launch({', '.join(part.strip() for part in given)})"
         before = text[statement : arguments_end + 1]
         text = text[:statement] + " " + keep_lines(before, call) + text[arguments_end + 1 :]
     return text

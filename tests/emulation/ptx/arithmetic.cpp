@@ -28,6 +28,11 @@ void run_convert_pair(Frame& frame, const Instruction& one) {
   frame.set(one.operands[0], upper << 16 | lower);
 }
 
+void run_widen_f16(Frame& frame, const Instruction& one) {
+  const auto half = static_cast<uint16_t>(frame.value(one.operands[1]));
+  frame.set_real(one.operands[0], to_float(half, ElementType::kFloat16));
+}
+
 void run_select(Frame& frame, const Instruction& one) {
   const bool is_first = frame.value(one.operands[3]) != 0;
   frame.set(one.operands[0], frame.value(one.operands[is_first ? 1 : 2]));
@@ -64,6 +69,7 @@ const Row kRows[] = {
     {"lg2.approx.ftz.f32", 2, run_lg2_ftz, {}},
     {"cvt.rn.bf16x2.f32", 3, run_convert_pair, {kBF16}},
     {"cvt.rn.f16x2.f32", 3, run_convert_pair, {kF16}},
+    {"cvt.f32.f16", 2, run_widen_f16, {}},
     {"selp.u32", 4, run_select, {}},
     {"selp.b32", 4, run_select, {}},
     {"mov.u32", 2, run_move, {}},

@@ -7,11 +7,20 @@
 
 namespace drope::emulation {
 
+struct Program;
+
+// One asm statement of a source; parsed when it is first executed.
+struct AsmSite {
+  const char* text;
+  const Program* program = nullptr;
+};
+
 struct AsmOperand {
-  void* target;    // of an output, which is read there when the text reads it
-  uint64_t value;  // of an input
+  uint64_t
+      bits;  // the value of an input; the address of an output, read there by a text that reads
   uint8_t size;
   char constraint;  // r, l, f, h or n
+  bool is_output;
 };
 
 constexpr int constraint_bytes(char constraint) {
@@ -23,30 +32,32 @@ constexpr bool kConstraintFits =
     std::is_same_v<T, float> == (kConstraint == 'f') && sizeof(T) == constraint_bytes(kConstraint);
 
 template <char kConstraint, typename T>
-AsmOperand asm_output(T& target) {
+[[gnu::always_inline]] inline AsmOperand asm_output(T& target) {
   static_assert(kConstraintFits<kConstraint, T>);
-  return {static_cast<void*>(&target), 0, sizeof(T), kConstraint};
+  return {reinterpret_cast<uint64_t>(&target), sizeof(T), kConstraint, true};
 }
 
 template <char kConstraint, typename T>
-AsmOperand asm_input(const T& value) {
+[[gnu::always_inline]] inline AsmOperand asm_input(const T& value) {
   static_assert(kConstraintFits<kConstraint, T>);
+  const T copy = value;
   uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
-  return {nullptr, bits, sizeof(T), kConstraint};
+  std::memcpy(&bits, &copy, sizeof(T));
+  return {bits, sizeof(T), kConstraint, false};
 }
 
 // Constraint "n".
-inline AsmOperand asm_constant(int64_t value) {
-  return {nullptr, static_cast<uint64_t>(value), 8, 'n'};
+[[gnu::always_inline]] inline AsmOperand asm_constant(int64_t value) {
+  return {static_cast<uint64_t>(value), 8, 'n', false};
 }
 
-void run_asm(const char* text, AsmOperand* operands, int num_operands);
+void run_asm(AsmSite& site, const AsmOperand* operands, int num_operands);
 
+// Its own stores of operands are not the kernel's: no access hooks.
 template <typename... Operands>
-void asm_statement(const char* text, Operands... given) {
-  AsmOperand operands[sizeof...(Operands) + 1] = {given...};
-  run_asm(text, operands, sizeof...(Operands));
+[[gnu::no_sanitize_thread, gnu::noinline]] void asm_statement(AsmSite& site, Operands... given) {
+  const AsmOperand operands[sizeof...(Operands) + 1] = {given...};
+  run_asm(site, operands, sizeof...(Operands));
 }
 
 }  // namespace drope::emulation

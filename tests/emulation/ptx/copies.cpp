@@ -1,8 +1,9 @@
-// cp.async, bulk and tensor copies.
+// cp.async, bulk and tensor copies, reductions in global memory.
 #include <iterator>
 
 #include "../runtime/bulk_copy.h"
 #include "../runtime/cp_async.h"
+#include "../runtime/device_memory.h"
 #include "../runtime/machine.h"
 #include "frame.h"
 #include "instructions.h"
@@ -70,6 +71,20 @@ void run_prefetch(Frame& frame, const Instruction& one) {
   as_tensor_map(frame.global(one.operands[0]));
 }
 
+// parameters: floats per instruction
+void run_red_add(Frame& frame, const Instruction& one) {
+  const int num_floats = one.parameters[0];
+  const Operand& source = one.operands[1];
+  float values[4];
+  if (num_floats == 1) {
+    values[0] = frame.real(source);
+  } else {
+    frame.require_list(source, num_floats);
+    for (int i = 0; i < num_floats; ++i) values[i] = frame.real(source.parts[i]);
+  }
+  add_global(static_cast<float*>(frame.global(one.operands[0])), values, num_floats);
+}
+
 constexpr int kWrite = static_cast<int>(StoreKind::kWrite);
 constexpr int kAddFloat32 = static_cast<int>(StoreKind::kAddFloat32);
 
@@ -113,6 +128,9 @@ const Row kRows[] = {
      2,
      run_tensor_store,
      {4, 1}},
+    {"red.global.add.f32", 2, run_red_add, {1}},
+    {"red.global.add.v2.f32", 2, run_red_add, {2}},
+    {"red.global.add.v4.f32", 2, run_red_add, {4}},
     {"prefetch.tensormap", 1, run_prefetch, {}},
 };
 

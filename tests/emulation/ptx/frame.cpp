@@ -1,9 +1,5 @@
 #include "frame.h"
 
-#include <cstring>
-
-#include "../runtime/machine.h"
-
 namespace drope::emulation {
 namespace {
 
@@ -31,23 +27,12 @@ int special_register(const std::string& name) {
   return -1;
 }
 
-AsmOperand& Frame::asm_operand(const Operand& operand) const {
-  if (operand.number >= num_operands) {
-    fail("PTX: operand %%%d does not exist in: %s", static_cast<int>(operand.number), text);
-  }
-  return operands[operand.number];
-}
-
-uint64_t Frame::value(const Operand& operand) const {
+uint64_t Frame::other_value(const Operand& operand) const {
   switch (operand.kind) {
-    case Operand::Kind::kAsmOperand: {
-      const AsmOperand& given = asm_operand(operand);
-      uint64_t bits = given.value;
-      if (given.target) std::memcpy(&bits, given.target, given.size);
-      return bits;
-    }
     case Operand::Kind::kRegister:
-      if (!is_set[operand.number]) fail("PTX: a register is read before it is set in: %s", text);
+      if (!(is_set >> operand.number & 1)) {
+        fail("PTX: a register is read before it is set in: %s", text);
+      }
       return registers[operand.number];
     case Operand::Kind::kImmediate:
       return static_cast<uint64_t>(operand.number);
@@ -58,24 +43,17 @@ uint64_t Frame::value(const Operand& operand) const {
   }
 }
 
-float Frame::real(const Operand& operand) const {
-  const uint32_t bits = static_cast<uint32_t>(value(operand));
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
 void Frame::set(const Operand& operand, uint64_t value) {
   if (operand.kind == Operand::Kind::kSink) return;
   if (operand.kind == Operand::Kind::kRegister) {
     registers[operand.number] = value;
-    is_set[operand.number] = true;
+    is_set |= 1u << operand.number;
     return;
   }
   if (operand.kind != Operand::Kind::kAsmOperand) fail("PTX: no place for a result in: %s", text);
-  AsmOperand& target = asm_operand(operand);
-  if (!target.target) fail("PTX: an input is written in: %s", text);
-  std::memcpy(target.target, &value, target.size);
+  const AsmOperand& target = asm_operand(operand);
+  if (!target.is_output) fail("PTX: an input is written in: %s", text);
+  std::memcpy(reinterpret_cast<void*>(target.bits), &value, target.size);
 }
 
 void Frame::set_real(const Operand& operand, float value) {
@@ -87,8 +65,10 @@ void Frame::set_real(const Operand& operand, float value) {
 float* Frame::accumulator(const Operand& operand) const {
   if (operand.kind != Operand::Kind::kAsmOperand) fail("PTX: no accumulator in: %s", text);
   const AsmOperand& target = asm_operand(operand);
-  if (!target.target || target.constraint != 'f') fail("PTX: no \"+f\" operand in: %s", text);
-  return static_cast<float*>(target.target);
+  if (!target.is_output || target.constraint != 'f') {
+    fail("PTX: no \"+f\" operand in: %s", text);
+  }
+  return reinterpret_cast<float*>(target.bits);
 }
 
 uint32_t Frame::shared(const Operand& address) const {

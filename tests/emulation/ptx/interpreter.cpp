@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 
 #include "../runtime/control.h"
@@ -11,13 +12,17 @@
 namespace drope::emulation {
 namespace {
 
-// Keyed by address: the text of one asm statement is one string literal.
-std::unordered_map<const char*, Program> g_programs;
+// By text: a site that is inlined twice parses once.
+std::unordered_map<std::string, Program> g_programs;
 
-const Program& program_of(const char* text) {
-  const auto found = g_programs.find(text);
-  if (found != g_programs.end()) return found->second;
-  return g_programs.emplace(text, parse_program(text)).first->second;
+const Program& program_of(AsmSite& site) {
+  if (site.program) return *site.program;
+  auto found = g_programs.find(site.text);
+  if (found == g_programs.end()) {
+    found = g_programs.emplace(site.text, parse_program(site.text)).first;
+  }
+  site.program = &found->second;
+  return found->second;
 }
 
 bool is_guarded_off(const Frame& frame, const Instruction& one) {
@@ -45,11 +50,11 @@ void find_instruction(Instruction& instruction) {
   fail("PTX that is not emulated: %s", instruction.text.c_str());
 }
 
-void run_asm(const char* text, AsmOperand* operands, int num_operands) {
+void run_asm(AsmSite& site, const AsmOperand* operands, int num_operands) {
   current_thread();  // fails outside of kernels
   preemption_point();
-  const Program& program = program_of(text);
-  Frame frame{text, operands, num_operands};
+  const Program& program = program_of(site);
+  Frame frame(site.text, operands, num_operands);
   while (frame.next < static_cast<int>(program.instructions.size())) {
     const Instruction& one = program.instructions[frame.next++];
     if (!is_guarded_off(frame, one)) one.handler(frame, one);

@@ -14,15 +14,8 @@ namespace {
 constexpr int kBF16 = static_cast<int>(ElementType::kBFloat16);
 constexpr int kF16 = static_cast<int>(ElementType::kFloat16);
 
-void require_list(const Frame& frame, const Operand& operand, int size) {
-  if (operand.kind == Operand::Kind::kList && operand.parts.size() == static_cast<size_t>(size)) {
-    return;
-  }
-  fail("PTX: no list of %d registers in: %s", size, frame.text);
-}
-
 void read_words(const Frame& frame, const Operand& list, uint32_t* words, int num_words) {
-  require_list(frame, list, num_words);
+  frame.require_list(list, num_words);
   for (int i = 0; i < num_words; ++i) {
     words[i] = static_cast<uint32_t>(frame.value(list.parts[i]));
   }
@@ -32,7 +25,7 @@ void read_words(const Frame& frame, const Operand& list, uint32_t* words, int nu
 void run_ldmatrix(Frame& frame, const Instruction& one) {
   const int num_matrices = one.parameters[0];
   const Operand& list = one.operands[0];
-  require_list(frame, list, num_matrices);
+  frame.require_list(list, num_matrices);
   uint32_t words[4];
   ldmatrix(words, num_matrices, one.parameters[1] != 0, frame.shared(one.operands[1]));
   for (int i = 0; i < num_matrices; ++i) frame.set(list.parts[i], words[i]);
@@ -50,8 +43,8 @@ void run_mma(Frame& frame, const Instruction& one) {
   float c[4], d[4];
   read_words(frame, one.operands[1], a, 4);
   read_words(frame, one.operands[2], b, 2);
-  require_list(frame, one.operands[0], 4);
-  require_list(frame, one.operands[3], 4);
+  frame.require_list(one.operands[0], 4);
+  frame.require_list(one.operands[3], 4);
   for (int i = 0; i < 4; ++i) c[i] = frame.real(one.operands[3].parts[i]);
   mma_m16n8k16(d, a, b, c, static_cast<ElementType>(one.parameters[0]));
   for (int i = 0; i < 4; ++i) frame.set_real(one.operands[0].parts[i], d[i]);
@@ -86,7 +79,7 @@ void run_wgmma(Frame& frame, const Instruction& one) {
   const auto& operands = one.operands;
   shape.a_in_registers = operands[1].kind == Operand::Kind::kList;
   frame.require(one, shape.a_in_registers ? 7 : 8);
-  require_list(frame, operands[0], shape.n / 2);
+  frame.require_list(operands[0], shape.n / 2);
   float* d[kMaxAccumulators];
   for (int i = 0; i < shape.n / 2; ++i) d[i] = frame.accumulator(operands[0].parts[i]);
   uint32_t a[4] = {};

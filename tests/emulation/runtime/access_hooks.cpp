@@ -11,41 +11,49 @@ namespace drope::emulation {
 namespace {
 
 void check_alignment(const void* pointer, uint32_t size) {
-  if (reinterpret_cast<uintptr_t>(pointer) % size != 0) {
+  if (reinterpret_cast<uintptr_t>(pointer) % size != 0 && in_kernel()) {
     fail("an ordinary access of %u bytes is not aligned", size);
   }
 }
 
+// Neither shared nor the thread's own: ordinary code may touch its own stack, what the launch gave
+// it, and constants of the program; everything else is the device's.
+void check_device(const void* pointer, uint32_t size, const char* what) {
+  if (!is_own_memory(pointer, size)) check_device_access(pointer, size, what);
+}
+
 void read(const void* pointer, uint32_t size) {
   if (!in_kernel()) return;
-  if (is_shared(pointer)) {
+  if (g_running->stack.holds(pointer, size)) {
+    if (g_running->in_flight.holds(pointer, 1)) check_register_access(pointer, "read");
+  } else if (is_shared(pointer)) {
     note_read(static_cast<const unsigned char*>(pointer), size, current_actor("an ordinary load"));
   } else {
-    check_device_access(pointer, size, false, "an ordinary load");
-    check_register_access(pointer, "read");
+    check_device(pointer, size, "an ordinary load");
   }
 }
 
 void write(const void* pointer, uint32_t size) {
   if (!in_kernel()) return;
-  if (is_shared(pointer)) {
+  if (g_running->stack.holds(pointer, size)) {
+    if (g_running->in_flight.holds(pointer, 1)) check_register_access(pointer, "written");
+  } else if (is_shared(pointer)) {
     note_write(static_cast<const unsigned char*>(pointer), size,
                current_actor("an ordinary store"));
   } else {
-    check_device_access(pointer, size, false, "an ordinary store");
-    check_register_access(pointer, "written");
+    check_device(pointer, size, "an ordinary store");
   }
 }
 
 template <uint32_t kSize>
 void aligned_read(const void* pointer) {
-  if (is_shared(pointer)) check_alignment(pointer, kSize);
+  check_alignment(pointer, kSize);
   read(pointer, kSize);
 }
 
 template <uint32_t kSize>
 void aligned_write(const void* pointer) {
-  if (is_shared(pointer)) check_alignment(pointer, kSize);
+  check_alignment(pointer, kSize);
   write(pointer, kSize);
 }
 

@@ -166,30 +166,47 @@ void check_linear(const void* global, uint32_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
     fail("%s: the global address is not aligned to 16 bytes", what);
   }
-  check_device_access(global, bytes, true, what);
+  check_device_access(global, bytes, what);
 }
 
-// A box element by element, neighbours joined.
+void add_piece(std::vector<Piece>& pieces, const Piece& next) {
+  Piece* last = pieces.empty() ? nullptr : &pieces.back();
+  const bool is_neighbour =
+      last && last->shared + last->bytes == next.shared &&
+      (next.global ? last->global && last->global + last->bytes == next.global : !last->global);
+  if (is_neighbour) {
+    last->bytes += next.bytes;
+  } else {
+    pieces.push_back(next);
+  }
+}
+
+// 16 bytes from element `index` of the box on; a tensor may end within.
+void add_run(std::vector<Piece>& pieces, const TensorMap& map, const int* start, uint32_t index,
+             unsigned char* shared) {
+  const uint32_t size = map.element_bytes, num_elements = 16 / size;
+  unsigned char* first = map.global(start, index);
+  if (first && map.global(start, index + num_elements - 1)) {
+    add_piece(pieces, {shared, first, 16});
+    return;
+  }
+  for (uint32_t i = 0; i < num_elements; ++i) {
+    add_piece(pieces, {shared + i * size, map.global(start, index + i), size});
+  }
+}
+
+// A box in runs of 16 bytes, which no swizzle tears apart, neighbours joined.
 CopyPtr tensor_copy(const TensorMap& map, uint32_t address, const int* start, int rank) {
-  const uint32_t bytes = map.box_bytes(), size = map.element_bytes;
+  const uint32_t bytes = map.box_bytes();
   if (rank != map.rank) fail("tensor copy: %d coordinates for a map of rank %d", rank, map.rank);
   unsigned char* target = shared_bytes(address, bytes, 128, "tensor copy");
   if (map.swizzle > 0 && address % (128u << map.swizzle) != 0) {
     fail("tensor copy: 0x%x is not aligned to eight spans of its swizzle", address);
   }
   CopyPtr copy = new_copy(bytes);
-  for (uint32_t i = 0; i < bytes / size; ++i) {
-    unsigned char* global = map.global(start, i);
-    unsigned char* shared = target + (swizzled(address + i * size, map.swizzle) - address);
-    Piece* last = copy->pieces.empty() ? nullptr : &copy->pieces.back();
-    const bool is_next =
-        last && last->shared + last->bytes == shared &&
-        (global ? last->global && last->global + last->bytes == global : !last->global);
-    if (is_next) {
-      last->bytes += size;
-    } else {
-      copy->pieces.push_back({shared, global, size});
-    }
+  for (uint32_t i = 0; i < bytes; i += 16) {
+    unsigned char* shared = target + (swizzled(address + i, map.swizzle) - address);
+    add_run(copy->pieces, map, start, i / map.element_bytes, shared);
   }
   return copy;
 }
@@ -269,7 +286,8 @@ void bulk_wait_group(int num_pending, bool is_read) {
       } else {
         copy->complete();
       }
-      thread.clock[copy->agent] = std::max(thread.clock[copy->agent], copy->epoch);
+      Clock& clock = changing_clock(thread);
+      clock[copy->agent] = std::max(clock[copy->agent], copy->epoch);
     }
   }
   if (!is_read && num_due > 0) committed.erase(committed.begin(), committed.begin() + num_due);

@@ -10,9 +10,9 @@ namespace {
 
 constexpr int kNumEvents = static_cast<int>(Event::kNumEvents);
 constexpr const char* kEventNames[kNumEvents] = {
-    "bar_sync", "bulk_load",       "bulk_store",    "cp_async",     "elect",
-    "ldmatrix", "mbarrier_arrive", "mbarrier_wait", "mma",          "proxy_fence",
-    "shuffle",  "stmatrix",        "tensor_load",   "tensor_store", "wgmma"};
+    "bar_sync",        "bulk_load",     "bulk_store",   "cp_async",    "elect",      "ldmatrix",
+    "mbarrier_arrive", "mbarrier_wait", "mma",          "proxy_fence", "red_global", "shuffle",
+    "stmatrix",        "tensor_load",   "tensor_store", "wgmma"};
 
 Completion g_completion = Completion::kAtIssue;
 uint64_t g_seed = 1;

@@ -16,6 +16,7 @@ enum class Event : int {
   kMbarrierWait,
   kMma,
   kProxyFence,
+  kRedGlobal,
   kShuffle,
   kStmatrix,
   kTensorLoad,

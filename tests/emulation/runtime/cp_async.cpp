@@ -43,7 +43,7 @@ void cp_async_16(uint32_t address, const void* global, int source_bytes) {
   count(Event::kCpAsync);
   if (source_bytes < 0 || source_bytes > 16) fail("cp.async reads %d bytes", source_bytes);
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("cp.async: global address not aligned");
-  if (source_bytes > 0) check_device_access(global, source_bytes, true, "cp.async");
+  if (source_bytes > 0) check_device_access(global, source_bytes, "cp.async");
   Copy copy{shared_bytes(address, 16, 16, "cp.async"), global, source_bytes, false};
   note_write(copy.target, 16, current_actor("cp.async"));
   if (happens_now()) {

@@ -1,5 +1,6 @@
 #include "../cuda/device_functions.h"
 
+#include "device_memory.h"
 #include "machine.h"
 #include "named_barrier.h"
 #include "shared_memory.h"
@@ -16,7 +17,10 @@ void require_all_lanes(unsigned mask) {
 
 }  // namespace
 
-const Coordinates& coordinates() { return current_thread().coordinates; }
+dim3 thread_index() { return current_thread().coordinates.thread; }
+dim3 block_index() { return current_thread().coordinates.block; }
+dim3 block_size() { return current_thread().coordinates.block_size; }
+dim3 grid_size() { return current_thread().coordinates.grid_size; }
 
 uint32_t shared_window_address(const void* pointer) { return shared_address(pointer); }
 
@@ -34,6 +38,13 @@ uint32_t shuffle_from(unsigned mask, uint32_t bits, int lane) {
   require_all_lanes(mask);
   return shuffle(bits, lane);
 }
+
+void begin_atomic(const void* global, int64_t bytes) {
+  preemption_point();
+  check_device_access(global, bytes, "an atomic operation");
+}
+
+void trap() { fail("__trap()"); }
 
 uint32_t ballot_of(unsigned mask, bool predicate) {
   require_all_lanes(mask);

@@ -2,9 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
+#include "control.h"
 #include "machine.h"
 
 namespace drope::emulation {
@@ -15,18 +17,21 @@ constexpr int64_t kAlignment = 256, kGap = 4096;
 
 using Address = const unsigned char*;
 
-std::map<Address, int64_t> g_allocations;
-std::map<Address, int64_t>::const_iterator g_last = g_allocations.end();
+struct Range {
+  int64_t bytes;
+  int num_lenders;  // 0: allocated here
+};
+
+using Ranges = std::map<Address, Range>;
+
+Ranges g_ranges;
+Ranges::const_iterator g_last = g_ranges.end();
 unsigned char* g_arena = nullptr;
 int64_t g_used = 0;
+int g_num_allocations = 0;
 
-bool in_arena(const void* pointer) {
-  const Address address = static_cast<Address>(pointer);
-  return g_arena && address >= g_arena && address < g_arena + kArenaBytes;
-}
-
-bool holds(std::map<Address, int64_t>::const_iterator one, Address address, int64_t bytes) {
-  return address >= one->first && address + bytes <= one->first + one->second;
+bool holds(Ranges::const_iterator one, Address address, int64_t bytes) {
+  return address >= one->first && address + bytes <= one->first + one->second.bytes;
 }
 
 }  // namespace
@@ -38,35 +43,60 @@ void* allocate_device(int64_t bytes) {
     if (memory == MAP_FAILED) return nullptr;
     g_arena = static_cast<unsigned char*>(memory);
   }
-  if (g_allocations.empty()) g_used = 0;
+  if (g_num_allocations == 0) g_used = 0;
   if (g_used + bytes + 2 * kGap > kArenaBytes) return nullptr;
   unsigned char* start = g_arena + g_used + kGap;
   g_used += (bytes + kAlignment - 1) / kAlignment * kAlignment + kGap;
   std::memset(start, 0xff, bytes);
-  g_last = g_allocations.emplace(start, bytes).first;
+  ++g_num_allocations;
+  g_last = g_ranges.insert_or_assign(start, Range{bytes, 0}).first;
   return start;
 }
 
 void free_device(void* pointer) {
-  g_allocations.erase(static_cast<Address>(pointer));
-  g_last = g_allocations.end();
+  g_num_allocations -= static_cast<int>(g_ranges.erase(static_cast<Address>(pointer)));
+  g_last = g_ranges.end();
+}
+
+void lend_to_device(void* pointer, int64_t bytes) {
+  Range& range = g_ranges.emplace(static_cast<Address>(pointer), Range{bytes, 0}).first->second;
+  range.bytes = std::max(range.bytes, bytes);
+  ++range.num_lenders;
+}
+
+void take_back_from_device(void* pointer) {
+  const auto found = g_ranges.find(static_cast<Address>(pointer));
+  if (found == g_ranges.end() || --found->second.num_lenders > 0) return;
+  g_ranges.erase(found);
+  g_last = g_ranges.end();
 }
 
 bool is_allocated(const void* pointer, int64_t bytes) {
   const Address address = static_cast<Address>(pointer);
-  if (g_last != g_allocations.end() && holds(g_last, address, bytes)) return true;
-  auto next = g_allocations.upper_bound(address);
-  if (next == g_allocations.begin() || !holds(--next, address, bytes)) return false;
+  if (g_last != g_ranges.end() && holds(g_last, address, bytes)) return true;
+  auto next = g_ranges.upper_bound(address);
+  if (next == g_ranges.begin() || !holds(--next, address, bytes)) return false;
   g_last = next;
   return true;
 }
 
-void check_device_access(const void* pointer, int64_t bytes, bool must_be_device,
-                         const char* what) {
-  if (!must_be_device && !in_arena(pointer)) return;
+void check_device_access(const void* pointer, int64_t bytes, const char* what) {
   if (is_allocated(pointer, bytes)) return;
   fail("%s touches %lld bytes of global memory that no allocation holds", what,
        static_cast<long long>(bytes));
 }
 
+void add_global(float* target, const float* values, int num_floats) {
+  const int64_t bytes = num_floats * static_cast<int64_t>(sizeof(float));
+  if (reinterpret_cast<uintptr_t>(target) % bytes != 0) fail("red.global: address not aligned");
+  check_device_access(target, bytes, "red.global.add");
+  count(Event::kRedGlobal);
+  for (int i = 0; i < num_floats; ++i) target[i] += values[i];
+}
+
 }  // namespace drope::emulation
+
+using namespace drope::emulation;
+
+extern "C" void emulation_lend(void* pointer, int64_t bytes) { lend_to_device(pointer, bytes); }
+extern "C" void emulation_take_back(void* pointer) { take_back_from_device(pointer); }

@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <vector>
 
 // switch_stack.S
@@ -12,6 +11,8 @@ namespace drope::emulation {
 namespace {
 
 constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4 << 10;
+// Stacks start at different cache sets: all threads touch the same depths in turn.
+constexpr size_t kColourStep = 13 * 64, kNumColours = 64;
 std::vector<unsigned char*> g_stacks;
 
 unsigned char* stack(int index) {
@@ -27,11 +28,16 @@ unsigned char* stack(int index) {
 }  // namespace
 
 void* new_stack_pointer(int index, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stack(index) + kStackBytes);
+  const size_t colour = index % kNumColours * kColourStep;
+  void** top = reinterpret_cast<void**>(stack(index) + kStackBytes - colour);
   *--top = nullptr;  // entry's return address: it never returns, and the ABI wants 8 modulo 16
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;  // the saved registers
   return top;
+}
+
+AddressRange stack_range(int index) {
+  return {reinterpret_cast<uintptr_t>(stack(index)), kStackBytes};
 }
 
 void switch_stack(void** save, void* load) { drope_emulation_switch(save, load); }

@@ -2,31 +2,49 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
 #include "../cuda/dim3.h"
 
 namespace drope::emulation {
 
-constexpr unsigned kMaxSharedBytes = 232448;     // sm_90: 227 KiB
-constexpr unsigned kDefaultSharedBytes = 49152;  // without the function attribute
+constexpr unsigned kMaxBlockThreads = 1024;
 
 struct LaunchShape {
   dim3 grid, block;
   unsigned shared_bytes;
 };
 
-// Runs all blocks, one after the other. A failure is kept for take_launch_error().
-void run_kernel(const void* kernel, const LaunchShape& shape, void (*body)(void*), void* argument);
+// What every thread calls.
+struct KernelCall {
+  void (*body)(void*);
+  void* argument;
+  uintptr_t argument_bytes;  // the kernel's parameters lie there
+};
+
+// Runs all blocks, one after the other. A failure is kept as launch_error().
+void run_kernel(const void* kernel, const LaunchShape& shape, const KernelCall& call);
 
 void allow_shared_bytes(const void* kernel, unsigned bytes);
-// True once after a launch that failed; the message stays readable through emulation_error().
-bool take_launch_error();
+// A cudaError_t, 0 when every launch since the last clear succeeded; the message stays readable
+// through emulation_error().
+int launch_error();
+void clear_launch_error();
 
-template <typename Kernel, typename Body>
-void launch(Kernel* kernel, dim3 grid, dim3 block, unsigned shared_bytes, Body body) {
-  run_kernel(
-      reinterpret_cast<const void*>(kernel), {grid, block, shared_bytes},
-      [](void* call) { (*static_cast<Body*>(call))(); }, &body);
+// Arguments become parameters once, by the host.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned shared_bytes,
+            const Arguments&... arguments) {
+  struct Launched {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> parameters;
+  } launched{kernel, {arguments...}};
+  const KernelCall call{[](void* given) {
+                          const auto& one = *static_cast<Launched*>(given);
+                          std::apply(one.kernel, one.parameters);
+                        },
+                        &launched, sizeof(launched)};
+  run_kernel(reinterpret_cast<const void*>(kernel), {grid, block, shared_bytes}, call);
 }
 
 }  // namespace drope::emulation

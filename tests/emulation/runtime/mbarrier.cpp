@@ -121,8 +121,9 @@ bool mbarrier_try_wait(uint32_t address, uint32_t parity) {
   Mbarrier& barrier = find_visible(address, "mbarrier.try_wait");
   if (barrier.phase % 2 == parity) {
     poll_while(barrier.phase, barrier.phase,
-               "the mbarrier at 0x%x, parity %u (%u arrivals and %lld bytes pending)", address,
-               parity, barrier.pending, static_cast<long long>(barrier.tx));
+               {"the mbarrier",
+                " at 0x%llx, parity %lld (%lld arrivals and %lld bytes pending)",
+                {address, parity, barrier.pending, barrier.tx}});
   }
   const bool complete = is_complete(barrier, parity);
   if (complete) count(Event::kMbarrierWait);

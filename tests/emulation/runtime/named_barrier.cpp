@@ -53,7 +53,8 @@ void bar_sync(int barrier, int num_threads) {
   const uint64_t generation =
       barrier >= 0 && barrier < kNumBarriers ? g_barriers[barrier].generation : 0;
   NamedBarrier& one = arrive(barrier, num_threads);
-  wait_while(one.generation, generation, "bar.sync %d of %d threads", barrier, num_threads);
+  wait_while(one.generation, generation,
+             {"bar.sync", " %lld of %lld threads", {barrier, num_threads}});
   acquire_from(one.completed);
 }
 

@@ -1,9 +1,9 @@
-// Shared memory, with the history of every byte: who wrote and read it last, and whether the async
-// proxy (wgmma, bulk copies) may see it.
+// Shared memory. Every access, ordinary or asynchronous, is checked against those before it.
 #pragma once
 
 #include <cstdint>
 
+#include "device.h"
 #include "machine.h"
 
 namespace drope::emulation {
@@ -20,16 +20,23 @@ struct Actor {
 };
 
 Actor current_actor(const char* name);
+// All lanes of the current warp, which wait for each other: what every one of them has seen. It
+// may read, not write.
+Actor current_warp_actor(const char* name);
 
 void begin_shared_memory(unsigned size);
 unsigned char* dynamic_shared_memory();
-bool is_shared(const void* pointer);
+extern unsigned char g_shared_memory[];
+inline bool is_shared(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(g_shared_memory) <
+         kMaxSharedBytes;
+}
 uint32_t shared_address(const void* pointer);
 // The bytes at a shared-window address; fails when they are outside of the block's memory or not
 // aligned.
 unsigned char* shared_bytes(uint32_t address, uint32_t size, uint32_t alignment, const char* what);
 
-// Every access, ordinary or asynchronous, is noted; each fails when it races with an earlier one.
+// Each fails when the access races with an earlier one.
 void note_read(const unsigned char* bytes, uint32_t size, const Actor& actor);
 void note_write(const unsigned char* bytes, uint32_t size, const Actor& actor);
 // An mbarrier lies here: ordinary accesses are errors from now on (or no longer).

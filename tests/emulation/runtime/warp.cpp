@@ -11,10 +11,10 @@
 namespace drope::emulation {
 namespace {
 
-constexpr int kMaxWords = 6;
+constexpr int kMaxWords = 10;
 
 struct Slot {
-  uint32_t words[kMaxWords];
+  uint32_t words[kMaxWords];  // what the lane brings, then what it gets
   const char* operation;
 };
 
@@ -23,13 +23,24 @@ struct Warp {
   uint64_t generation = 0;
   int num_arrived = 0;
   Slot slots[2][kWarpThreads];
-  Clock arriving, synchronised;
+  Clock arriving;
 };
 
 std::vector<Warp> g_warps;
 
-// All lanes bring words and see everybody's. Fails when they execute different instructions.
-const Slot* exchange(const char* operation, const uint32_t* words, int num_words) {
+void check_same(const Slot* slots, const char* operation, int num_lanes) {
+  for (int lane = 0; lane < num_lanes; ++lane) {
+    const char* other = slots[lane].operation;
+    if (other == operation || std::strcmp(other, operation) == 0) continue;
+    fail("divergent warp: this lane executes %s, lane %d executes %s", operation, lane, other);
+  }
+}
+
+// All lanes bring words; the last to come performs the instruction for the whole warp. Returns the
+// lanes' slots. Fails when they execute different instructions.
+template <typename Perform>
+const Slot* collective(const char* operation, const uint32_t* words, int num_words,
+                       const Perform& perform) {
   const Thread& thread = current_thread();
   Warp& warp = g_warps[thread.warp];
   const uint64_t generation = warp.generation;
@@ -37,18 +48,18 @@ const Slot* exchange(const char* operation, const uint32_t* words, int num_words
   std::memcpy(slots[thread.lane].words, words, num_words * sizeof(*words));
   slots[thread.lane].operation = operation;
   if (++warp.num_arrived == warp_size(thread.warp)) {
+    check_same(slots, operation, warp.num_arrived);
+    perform(slots);
     warp.num_arrived = 0;
     ++warp.generation;
   } else {
-    wait_while(warp.generation, generation, "%s of warp %d", operation, thread.warp);
-  }
-  for (int lane = 0; lane < warp_size(thread.warp); ++lane) {
-    if (std::strcmp(slots[lane].operation, operation) != 0) {
-      fail("divergent warp: this lane executes %s, lane %d executes %s", operation, lane,
-           slots[lane].operation);
-    }
+    wait_while(warp.generation, generation, {operation, " of warp %lld", {thread.warp}});
   }
   return slots;
+}
+
+const Slot* exchange(const char* operation, const uint32_t* words, int num_words) {
+  return collective(operation, words, num_words, [](Slot*) {});
 }
 
 void require_full_warp(const char* operation) {
@@ -64,19 +75,59 @@ unsigned char* row_of(const Slot* slots, int matrix, int row, const char* what) 
   return shared_bytes(slots[matrix * 8 + row].words[0], 16, 16, what);
 }
 
-}  // namespace
-
-float to_float(uint16_t bits, ElementType type) {
-  if (type == ElementType::kFloat16) {
-    _Float16 half;
-    std::memcpy(&half, &bits, 2);
-    return static_cast<float>(half);
+// PTX ISA, "ldmatrix": eight rows of 16 bytes to one register of every lane.
+void load_matrix(Slot* slots, int matrix, bool is_transposed, const Actor& actor) {
+  uint16_t elements[8][8];
+  for (int row = 0; row < 8; ++row) {
+    const unsigned char* bytes = row_of(slots, matrix, row, "ldmatrix");
+    note_read(bytes, 16, actor);
+    std::memcpy(elements[row], bytes, 16);
   }
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const int line = lane / 4, pair = 2 * (lane % 4);
+    const uint16_t low = is_transposed ? elements[pair][line] : elements[line][pair];
+    const uint16_t high = is_transposed ? elements[pair + 1][line] : elements[line][pair + 1];
+    // Behind the addresses, which the next matrix still needs.
+    slots[lane].words[1 + matrix] = low | static_cast<uint32_t>(high) << 16;
+  }
 }
+
+template <ElementType kType>
+void widen_pair(uint32_t word, float& low, float& high) {
+  low = to_float(static_cast<uint16_t>(word), kType);
+  high = to_float(static_cast<uint16_t>(word >> 16), kType);
+}
+
+// Words: a (4), b (2), c (4); d replaces c. The fragments are those of the PTX ISA.
+template <ElementType kType>
+void multiply(Slot* slots) {
+  float a[16][16], b[16][8], c[16][8];
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const uint32_t* words = slots[lane].words;
+    const int group = lane / 4, pair = 2 * (lane % 4);
+    for (int i = 0; i < 4; ++i) {
+      float* two = &a[group + 8 * (i % 2)][pair + 8 * (i / 2)];
+      widen_pair<kType>(words[i], two[0], two[1]);
+      std::memcpy(&c[group + 8 * (i / 2)][pair + i % 2], &words[6 + i], 4);
+    }
+    for (int i = 0; i < 2; ++i) {
+      widen_pair<kType>(words[4 + i], b[pair + 8 * i][group], b[pair + 8 * i + 1][group]);
+    }
+  }
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const int group = lane / 4, pair = 2 * (lane % 4);
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(&slots[lane].words[6 + i], &c[group + 8 * (i / 2)][pair + i % 2], 4);
+    }
+  }
+}
+
+}  // namespace
 
 uint16_t from_float(float value, ElementType type) {
   if (std::isnan(value)) return 0x7fff;
@@ -96,7 +147,6 @@ void begin_warps() {
   g_warps.assign((num_threads + kWarpThreads - 1) / kWarpThreads, Warp());
   for (Warp& warp : g_warps) {
     warp.arriving.assign(num_agents(), 0);
-    warp.synchronised = warp.arriving;
   }
 }
 
@@ -133,19 +183,11 @@ bool elect() {
 void ldmatrix(uint32_t* registers, int num_matrices, bool is_transposed, uint32_t address) {
   require_full_warp("ldmatrix");
   count_once(Event::kLdmatrix);
-  const Slot* slots = exchange("ldmatrix", &address, 1);
-  const int lane = current_thread().lane;
-  for (int matrix = 0; matrix < num_matrices; ++matrix) {
-    uint16_t halves[2];
-    for (int half = 0; half < 2; ++half) {
-      const int pair = 2 * (lane % 4) + half, line = lane / 4;
-      const int row = is_transposed ? pair : line, column = is_transposed ? line : pair;
-      const unsigned char* bytes = row_of(slots, matrix, row, "ldmatrix") + 2 * column;
-      note_read(bytes, 2, current_actor("ldmatrix"));
-      std::memcpy(&halves[half], bytes, 2);
-    }
-    registers[matrix] = halves[0] | static_cast<uint32_t>(halves[1]) << 16;
-  }
+  const Slot* slots = collective("ldmatrix", &address, 1, [=](Slot* given) {
+    const Actor actor = current_warp_actor("ldmatrix");
+    for (int i = 0; i < num_matrices; ++i) load_matrix(given, i, is_transposed, actor);
+  });
+  std::memcpy(registers, slots[current_thread().lane].words + 1, 4 * num_matrices);
 }
 
 void stmatrix(const uint32_t* registers, int num_matrices, bool is_transposed, uint32_t address) {
@@ -169,23 +211,18 @@ void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const float* c
                   ElementType type) {
   require_full_warp("mma");
   count_once(Event::kMma);
-  const uint32_t words[kMaxWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  const Slot* slots = exchange("mma.m16n8k16", words, kMaxWords);
-  const int group = current_thread().lane / 4, in_group = current_thread().lane % 4;
-  float sum[4] = {c[0], c[1], c[2], c[3]};
-  for (int k = 0; k < 16; ++k) {
-    const int holder = k % 8 / 2, upper = k / 8;
-    const auto element = [&](uint32_t word) {
-      return to_float(static_cast<uint16_t>(word >> (16 * (k % 2))), type);
-    };
-    for (int e = 0; e < 4; ++e) {
-      const int column = 2 * in_group + e % 2;
-      const uint32_t a_word = slots[group * 4 + holder].words[2 * upper + e / 2];
-      const uint32_t b_word = slots[column * 4 + holder].words[4 + upper];
-      sum[e] += element(a_word) * element(b_word);
+  uint32_t words[kMaxWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::memcpy(words + 6, c, 16);
+  const bool is_bf16 = type == ElementType::kBFloat16;
+  const char* operation = is_bf16 ? "mma.m16n8k16.bf16" : "mma.m16n8k16.f16";
+  const Slot* slots = collective(operation, words, kMaxWords, [=](Slot* given) {
+    if (is_bf16) {
+      multiply<ElementType::kBFloat16>(given);
+    } else {
+      multiply<ElementType::kFloat16>(given);
     }
-  }
-  std::memcpy(d, sum, sizeof(sum));
+  });
+  std::memcpy(d, slots[current_thread().lane].words + 6, 16);
 }
 
 }  // namespace drope::emulation

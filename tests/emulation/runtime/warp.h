@@ -3,11 +3,22 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace drope::emulation {
 
 enum class ElementType { kBFloat16, kFloat16 };
-float to_float(uint16_t bits, ElementType type);
+inline float to_float(uint16_t bits, ElementType type) {
+  if (type == ElementType::kFloat16) {
+    _Float16 half;
+    std::memcpy(&half, &bits, 2);
+    return static_cast<float>(half);
+  }
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
 uint16_t from_float(float value, ElementType type);  // nearest even
 
 void begin_warps();

@@ -52,8 +52,7 @@ WgmmaProduct* new_product(const WgmmaShape& shape) {
   product->shape = shape;
   product->num_joined = 0;
   product->is_done = false;
-  std::memset(product->d, 0, sizeof(product->d));
-  std::memset(product->highest, 0, sizeof(product->highest));
+  std::memset(product->has_joined, 0, sizeof(product->has_joined));
   std::memset(product->is_poisoned, 0, sizeof(product->is_poisoned));
   return product;
 }
@@ -64,7 +63,7 @@ void poison_unclaimed(Warpgroup& group, int thread) {
   if (completion() == Completion::kAtIssue) return;
   for (size_t i = 0; i < group.pending.size(); ++i) {
     WgmmaProduct& product = *group.pending[i];
-    if (product.is_done || !product.d[thread][0] || product.is_poisoned[thread]) continue;
+    if (product.is_done || !product.has_joined[thread] || product.is_poisoned[thread]) continue;
     bool is_first = true;
     for (size_t j = 0; j < i; ++j) {
       const WgmmaProduct& earlier = *group.pending[j];
@@ -94,6 +93,27 @@ void issue_product(Warpgroup& group, int warpgroup, WgmmaProduct* product) {
   if (happens_now()) execute_until(group, warpgroup, product);
 }
 
+void extend_in_flight(Thread& thread, const AddressRange& span) {
+  AddressRange& all = thread.in_flight;
+  if (all.bytes == 0) {
+    all = span;
+    return;
+  }
+  const uintptr_t end = std::max(all.begin + all.bytes, span.begin + span.bytes);
+  all.begin = std::min(all.begin, span.begin);
+  all.bytes = end - all.begin;
+}
+
+void narrow_in_flight(const Warpgroup& group, int warpgroup) {
+  for (int place = 0; place < kWarpgroupThreads; ++place) {
+    Thread& thread = block_threads()[warpgroup * kWarpgroupThreads + place];
+    thread.in_flight = {};
+    for (const WgmmaProduct* product : group.pending) {
+      if (product->has_joined[place]) extend_in_flight(thread, product->span[place]);
+    }
+  }
+}
+
 void retire_groups(Warpgroup& group, int warpgroup, int num_pending) {
   while (static_cast<int>(group.groups.size()) > num_pending) {
     for (WgmmaProduct* product : group.groups.front()) {
@@ -105,6 +125,7 @@ void retire_groups(Warpgroup& group, int warpgroup, int num_pending) {
     }
     group.groups.pop_front();
   }
+  narrow_in_flight(group, warpgroup);
   for (int thread = 0; thread < kWarpgroupThreads; ++thread) poison_unclaimed(group, thread);
 }
 
@@ -161,8 +182,8 @@ void wait_until_issued() {
   const uint64_t mine = group.num_appended[thread.id % kWarpgroupThreads];
   while (group.num_issued < mine) {
     const uint64_t seen = group.num_issued;
-    wait_while(group.num_issued, seen, "the rest of warpgroup %d to execute wgmma.wait_group",
-               thread.warpgroup);
+    wait_while(group.num_issued, seen,
+               {"the rest of warpgroup", " %lld to execute wgmma.wait_group", {thread.warpgroup}});
   }
 }
 
@@ -201,11 +222,8 @@ void wgmma_mma(const WgmmaShape& shape, float* const* d, const uint32_t* a) {
     fail("wgmma: descriptors or scale-d differ inside warpgroup %d", thread.warpgroup);
   }
   const int place = thread.id % kWarpgroupThreads;
-  std::copy(d, d + shape.n / 2, entry.product->d[place]);
-  const auto [lowest, highest] = std::minmax_element(d, d + shape.n / 2);
-  entry.product->lowest[place] = *lowest;
-  entry.product->highest[place] = *highest;
-  if (shape.a_in_registers) std::copy(a, a + 4, entry.product->a[place]);
+  entry.product->join(place, d, a);
+  extend_in_flight(current_thread(), entry.product->span[place]);
   poison_unclaimed(group, place);
   joined(entry);
 }
@@ -217,7 +235,8 @@ void wgmma_wait_group(int num_pending) {
   wait_until_issued();
   Thread& thread = current_thread();
   const int agent = warpgroup_agent(thread.warpgroup);
-  thread.clock[agent] = std::max(thread.clock[agent], g_warpgroups[thread.warpgroup].retired_epoch);
+  Clock& clock = changing_clock(thread);
+  clock[agent] = std::max(clock[agent], g_warpgroups[thread.warpgroup].retired_epoch);
 }
 
 void set_max_registers(int num_registers) {
@@ -231,7 +250,7 @@ void check_register_access(const void* address, const char* access) {
   const Thread& thread = current_thread();
   for (const WgmmaProduct* product : g_warpgroups[thread.warpgroup].pending) {
     const int place = thread.id % kWarpgroupThreads;
-    if (address < product->lowest[place] || address > product->highest[place]) continue;
+    if (!product->has_joined[place] || !product->span[place].holds(address, 1)) continue;
     for (int i = 0; i < product->num_accumulators(); ++i) {
       if (product->d[place][i] != address) continue;
       fail("accumulator %d is %s while its wgmma is in flight", i, access);

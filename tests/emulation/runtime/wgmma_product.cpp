@@ -44,24 +44,18 @@ struct Descriptor {
   }
 };
 
-float element(const Descriptor& descriptor, int mn, int k, bool is_mn_major, ElementType type,
-              const Actor& actor) {
+constexpr int kChunk = 8;  // elements of 16 bytes: consecutive in every layout
+
+// Elements mn .. mn + 7 at k when MN-major, else k .. k + 7 at mn.
+void read_chunk(float* values, const Descriptor& descriptor, int mn, int k, bool is_mn_major,
+                ElementType type, const Actor& actor) {
   const uint32_t address = descriptor.address(mn, k, is_mn_major);
-  const unsigned char* bytes = shared_bytes(address, 2, 2, "wgmma operand");
-  note_read(bytes, 2, actor);
-  uint16_t bits;
-  std::memcpy(&bits, bytes, 2);
-  return to_float(bits, type);
+  const unsigned char* bytes = shared_bytes(address, 16, 16, "wgmma operand");
+  note_read(bytes, 16, actor);
+  uint16_t bits[kChunk];
+  std::memcpy(bits, bytes, sizeof(bits));
+  for (int i = 0; i < kChunk; ++i) values[i] = to_float(bits[i], type);
 }
-
-// Which thread and register hold element (row, column) of a 64-row matrix of mma fragments.
-struct Holder {
-  int thread, column_pair;
-
-  Holder(int row, int column)
-      : thread(row / 16 * kWarpThreads + row % 8 * 4 + column % 8 / 2),
-        column_pair(column / 8 * 2 + row / 8 % 2) {}
-};
 
 constexpr uint32_t kPoison = 0x7fc0dead;  // a quiet NaN: arithmetic keeps it
 
@@ -79,36 +73,73 @@ Clock earliest(const Clock* warp_clocks) {
 using MatrixA = float[kM][kK];
 using MatrixB = float[kK][kMaxN];
 
-void read_a(const WgmmaProduct& product, Actor actor, const Clock* warp_clocks, MatrixA& a) {
-  const WgmmaShape& shape = product.shape;
-  const Descriptor descriptor(shape.a_in_registers ? 0 : shape.desc_a);
-  for (int m = 0; m < kM; ++m) {
-    actor.clock = &warp_clocks[m / 16];
-    for (int k = 0; k < kK; ++k) {
-      if (shape.a_in_registers) {
-        const Holder holder(m, k);
-        const uint32_t word = product.a[holder.thread][holder.column_pair];
-        a[m][k] = to_float(static_cast<uint16_t>(word >> (16 * (k % 2))), shape.type);
-      } else {
-        a[m][k] = element(descriptor, m, k, shape.a_is_mn_major, shape.type, actor);
-      }
-      a[m][k] *= static_cast<float>(shape.sign_a);
+// PTX ISA, "wgmma: Register Fragments for matrix A": row and k of the first element of register i.
+int fragment_row(int thread, int i) {
+  return thread / kWarpThreads * 16 + thread % kWarpThreads / 4 + i % 2 * 8;
+}
+int fragment_k(int thread, int i) { return thread % 4 * 2 + i / 2 * 8; }
+
+void read_a_registers(const WgmmaProduct& product, MatrixA& a) {
+  for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = product.a[thread][i];
+      float* two = &a[fragment_row(thread, i)][fragment_k(thread, i)];
+      two[0] = to_float(static_cast<uint16_t>(word), product.shape.type);
+      two[1] = to_float(static_cast<uint16_t>(word >> 16), product.shape.type);
     }
   }
 }
 
-void read_b(const WgmmaProduct& product, const Actor& actor, MatrixB& b) {
-  const WgmmaShape& shape = product.shape;
+void read_a_memory(const WgmmaShape& shape, Actor actor, const Clock* warp_clocks, MatrixA& a) {
+  const Descriptor descriptor(shape.desc_a);
+  float chunk[kChunk];
+  if (!shape.a_is_mn_major) {
+    for (int m = 0; m < kM; ++m) {
+      actor.clock = &warp_clocks[m / 16];
+      for (int k = 0; k < kK; k += kChunk) {
+        read_chunk(&a[m][k], descriptor, m, k, false, shape.type, actor);
+      }
+    }
+    return;
+  }
+  for (int m = 0; m < kM; m += kChunk) {
+    actor.clock = &warp_clocks[m / 16];
+    for (int k = 0; k < kK; ++k) {
+      read_chunk(chunk, descriptor, m, k, true, shape.type, actor);
+      for (int i = 0; i < kChunk; ++i) a[m + i][k] = chunk[i];
+    }
+  }
+}
+
+void read_b(const WgmmaShape& shape, const Actor& actor, MatrixB& b) {
   const Descriptor descriptor(shape.desc_b);
-  for (int k = 0; k < kK; ++k) {
-    for (int n = 0; n < shape.n; ++n) {
-      b[k][n] = element(descriptor, n, k, shape.b_is_mn_major, shape.type, actor) *
-                static_cast<float>(shape.sign_b);
+  float chunk[kChunk];
+  if (shape.b_is_mn_major) {
+    for (int k = 0; k < kK; ++k) {
+      for (int n = 0; n < shape.n; n += kChunk) {
+        read_chunk(&b[k][n], descriptor, n, k, true, shape.type, actor);
+      }
+    }
+    return;
+  }
+  for (int n = 0; n < shape.n; ++n) {
+    for (int k = 0; k < kK; k += kChunk) {
+      read_chunk(chunk, descriptor, n, k, false, shape.type, actor);
+      for (int i = 0; i < kChunk; ++i) b[k + i][n] = chunk[i];
     }
   }
 }
 
 }  // namespace
+
+void WgmmaProduct::join(int thread, float* const* accumulators, const uint32_t* a_registers) {
+  has_joined[thread] = true;
+  std::copy(accumulators, accumulators + num_accumulators(), d[thread]);
+  const auto [low, high] = std::minmax_element(accumulators, accumulators + num_accumulators());
+  const auto begin = reinterpret_cast<uintptr_t>(*low);
+  span[thread] = {begin, reinterpret_cast<uintptr_t>(*high) + sizeof(float) - begin};
+  if (shape.a_in_registers) std::copy(a_registers, a_registers + 4, a[thread]);
+}
 
 void WgmmaProduct::poison_accumulators(int thread) {
   is_poisoned[thread] = true;
@@ -132,21 +163,35 @@ void WgmmaProduct::restore_accumulators(int thread) {
 void WgmmaProduct::execute(int agent, const Clock* warp_clocks) {
   static MatrixA a;
   static MatrixB b;
+  static float sum[kM][kMaxN];
   is_done = true;
   const Clock seen_by_all = earliest(warp_clocks);
   const Actor actor{agent, epoch, &seen_by_all, Proxy::kAsync, "wgmma"};
-  read_a(*this, actor, warp_clocks, a);
-  read_b(*this, actor, b);
-  for (int thread = 0; thread < kWarpgroupThreads; ++thread) restore_accumulators(thread);
-  for (int m = 0; m < kM; ++m) {
-    float sum[kMaxN] = {};
-    for (int k = 0; k < kK; ++k) {
-      for (int n = 0; n < shape.n; ++n) sum[n] += a[m][k] * b[k][n];
+  if (shape.a_in_registers) {
+    read_a_registers(*this, a);
+  } else {
+    read_a_memory(shape, actor, warp_clocks, a);
+  }
+  read_b(shape, actor, b);
+  for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
+    restore_accumulators(thread);
+    for (int i = 0; i < num_accumulators(); ++i) {
+      // PTX ISA, "wgmma: Matrix D fragment".
+      sum[fragment_row(thread, i / 2)][i / 4 * 8 + fragment_k(thread, 0) + i % 2] =
+          shape.accumulates ? *d[thread][i] : 0.0f;
     }
-    for (int n = 0; n < shape.n; ++n) {
-      const Holder holder(m, n);
-      float& accumulator = *d[holder.thread][2 * holder.column_pair + n % 2];
-      accumulator = (shape.accumulates ? accumulator : 0.0f) + sum[n];
+  }
+  // In the order of mma.sync: scores that another instruction recomputes are the same.
+  const float sign = static_cast<float>(shape.sign_a * shape.sign_b);
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      const float factor = sign * a[m][k];
+      for (int n = 0; n < shape.n; ++n) sum[m][n] += factor * b[k][n];
+    }
+  }
+  for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
+    for (int i = 0; i < num_accumulators(); ++i) {
+      *d[thread][i] = sum[fragment_row(thread, i / 2)][i / 4 * 8 + fragment_k(thread, 0) + i % 2];
     }
   }
 }
