@@ -30,9 +30,11 @@ struct GradQPart {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     return warp / Config::kGradQWarpsDown * Config::kGradQWarpCols + pass * kPassCols;
   }
-  // Of element i of accumulator m, among the sums of the block.
-  static __device__ __forceinline__ int index(int pass, int m, int i) {
-    return ((pass * kM16 + m) * kSize + i) * Config::kNumThreads + static_cast<int>(threadIdx.x);
+  // From this thread's first sum of a pass to that of element i of accumulator m: constants, so
+  // that one address serves all.
+  static constexpr int kSumsOfPass = kM16 * kSize * Config::kNumThreads;
+  static __device__ constexpr int offset(int m, int i) {
+    return (m * kSize + i) * Config::kNumThreads;
   }
 };
 
@@ -41,7 +43,8 @@ template <class Config, class T, class GradSTile, class KeyTile>
 __device__ __forceinline__ void add_grad_q(T, float* sums, const GradSTile& grad_s,
                                            const KeyTile& k) {
   using Part = GradQPart<Config>;
-#pragma unroll
+  float* first_sum = sums + threadIdx.x;
+#pragma unroll 1  // unrolled, the passes' operands would not fit the registers
   for (int pass = 0; pass < Part::kPasses; ++pass) {
     float acc_dq[Part::kM16][Part::kSize] = {};
     tile::multiply_at_b<Config::BLOCK_KV / 16>(T{}, acc_dq, grad_s, Part::first_row() / 16, k,
@@ -50,9 +53,10 @@ __device__ __forceinline__ void add_grad_q(T, float* sums, const GradSTile& grad
     for (int m = 0; m < Part::kM16; ++m) {
 #pragma unroll
       for (int i = 0; i < Part::kSize; ++i) {
-        ptx::red_add_f32(sums + Part::index(pass, m, i), acc_dq[m][i]);
+        ptx::red_add_f32(first_sum + Part::offset(m, i), acc_dq[m][i]);
       }
     }
+    first_sum += Part::kSumsOfPass;
   }
 }
 
@@ -70,17 +74,18 @@ __global__ void __launch_bounds__(Config::kNumThreads)
   const Sequence& s = work.sequence;
   const int64_t row =
       first_padded_index<Config::BLOCK_Q>(params, workspace, s, work.head) + work.first_row;
-  const float* const sums = workspace.grad_q_sum + row * Config::HEAD_DIM;
+  const float* first_sum = workspace.grad_q_sum + row * Config::HEAD_DIM + threadIdx.x;
 #pragma unroll
   for (int pass = 0; pass < Part::kPasses; ++pass) {
 #pragma unroll
     for (int m = 0; m < Part::kM16; ++m) {
       float acc_dq[Part::kSize];
 #pragma unroll
-      for (int i = 0; i < Part::kSize; ++i) acc_dq[i] = sums[Part::index(pass, m, i)];
+      for (int i = 0; i < Part::kSize; ++i) acc_dq[i] = first_sum[Part::offset(m, i)];
       tile::store_accumulator(smem, Part::first_row() + 16 * m, Part::first_col(pass), acc_dq,
                               grad_factor(params));
     }
+    first_sum += Part::kSumsOfPass;
   }
   __syncthreads();
   store_grad_q<Config::BLOCK_Q, Config::kNumThreads, Position>(T{}, smem, params, workspace, work);

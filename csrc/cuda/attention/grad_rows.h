@@ -86,10 +86,11 @@ __device__ __forceinline__ void store_grad_scale(T, Tile& sums, const SourceRows
     const bool sees = terms[row].lse_log2 != infinity();  // else q may be anything
     float sum = 0.0f;
     if (sees && channel < head_dim) {
+      float x[tile::kChunkCols];
+      tile::unpack_chunk(T{}, *reinterpret_cast<const uint4*>(q.at(row) + channel), x);
 #pragma unroll
       for (int i = 0; i < tile::kChunkCols; ++i) {
-        const float x = tile::to_float(T{}, q.at(row)[channel + i]);
-        sum = fmaf(x, sums.row(row)[channel + i], sum);
+        sum = fmaf(x[i], sums.row(row)[channel + i], sum);
       }
     }
     sum = tile::warp_sum(sum);

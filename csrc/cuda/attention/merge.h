@@ -36,7 +36,10 @@ __device__ __forceinline__ uint4 pack_chunk(T, const float (&x)[8]) {
                     tile::pack(T{}, x[4], x[5]), tile::pack(T{}, x[6], x[7]));
 }
 
-inline constexpr int kMergeThreads = 128;
+// Small blocks, so that the few rows of one token reach several SMs.
+inline constexpr int kMergeThreads = 32;
+// Parts that a thread asks for at once: one after the other, each would take the latency of L2.
+inline constexpr int kPartsAtOnce = 4;
 
 // A thread merges eight channels of one row over the splits.
 template <class T>
@@ -54,15 +57,30 @@ __global__ void __launch_bounds__(kMergeThreads)
   const float* const part_out = params.partial_out + row * params.head_dim_v + 8 * chunk;
   const float lse = merged_lse(num_splits, [&](int n) { return part_lse[n * num_rows]; });
   float acc_o[8] = {};
-  for (int n = 0; n < num_splits; ++n) {
-    const float weight = merge_weight(part_lse[n * num_rows], lse);
-    if (weight == 0.0f) continue;
-    const auto* const part =
-        reinterpret_cast<const float4*>(part_out + n * num_rows * params.head_dim_v);
-    const float4 low = part[0], high = part[1];
-    const float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  for (int first = 0; first < num_splits; first += kPartsAtOnce) {
+    float weight[kPartsAtOnce];
+    float4 low[kPartsAtOnce] = {}, high[kPartsAtOnce] = {};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) acc_o[i] = fmaf(weight, x[i], acc_o[i]);
+    for (int i = 0; i < kPartsAtOnce; ++i) {
+      const int n = min(first + i, num_splits - 1);
+      weight[i] = merge_weight(part_lse[n * num_rows], lse);
+      if (n != first + i) weight[i] = 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kPartsAtOnce; ++i) {
+      if (weight[i] == 0.0f) continue;  // not written, perhaps
+      const auto* const part =
+          reinterpret_cast<const float4*>(part_out + (first + i) * num_rows * params.head_dim_v);
+      low[i] = part[0];
+      high[i] = part[1];
+    }
+#pragma unroll
+    for (int i = 0; i < kPartsAtOnce; ++i) {
+      const float x[8] = {low[i].x,  low[i].y,  low[i].z,  low[i].w,
+                          high[i].x, high[i].y, high[i].z, high[i].w};
+#pragma unroll
+      for (int c = 0; c < 8; ++c) acc_o[c] = fmaf(weight[i], x[c], acc_o[c]);
+    }
   }
 
   const int64_t query = row % params.seqlen_q, head_row = row / params.seqlen_q;

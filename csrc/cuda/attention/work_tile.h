@@ -38,7 +38,8 @@ TileSchedule query_tiles(const AttentionParams& p, int64_t l2_bytes) {
 template <int BLOCK>
 TileSchedule key_tiles(const AttentionParams& p, int64_t l2_bytes) {
   const int64_t group = p.num_heads_kv > 0 ? p.num_heads_q / p.num_heads_kv : 0;
-  const int64_t q_bytes_per_head = group * p.seqlen_q * (p.head_dim + p.head_dim_v) * 2;
+  const int64_t row_bytes = (p.head_dim + p.head_dim_v) * 2 + p.head_dim * 4;  // q, dO, sums of dq
+  const int64_t q_bytes_per_head = group * p.seqlen_q * row_bytes;
   return tile_schedule(num_row_blocks(p.seqlen_kv, BLOCK, p.cu_seqlens_k, p.num_seqs),
                        p.num_heads_kv, p.num_heads_kv, p.batch, q_bytes_per_head, l2_bytes);
 }
