@@ -49,7 +49,7 @@ def count(backend: EmulatedBackend, operands: list[Tensor], *, causal: bool) -> 
     return backend.counts
 
 
-MMA_FLOPS, WGMMA_ROWS, K = 16 * 8 * 16, 64, 16
+MMA_PRODUCTS, WGMMA_ROWS, K = 16 * 8 * 16, 64, 16
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_sm80_forward_multiplies_as_its_tiles_say(
     heads, seqlen_q, seqlen_kv = 2, 200, 300
     ran = count(backends[SM80.name], dense(heads, seqlen_q, seqlen_kv, head_dim), causal=False)
     tiles, passes = heads * blocks(seqlen_q, block_q), blocks(seqlen_kv, block_kv)
-    assert ran["mma"] == tiles * passes * 2 * block_q * block_kv * head_dim // MMA_FLOPS
+    assert ran["mma"] == tiles * passes * 2 * block_q * block_kv * head_dim // MMA_PRODUCTS
     warps = block_q // rows_of_warp
     fragments = rows_of_warp // 16
     scores = head_dim // K * (fragments + block_kv // 16)
@@ -87,6 +87,24 @@ def test_sm90_forward_multiplies_as_its_tiles_say(
     slabs = head_dim // 64
     assert ran["tensor_load"] == slabs * (tiles * consumers + 2 * passes)
     assert ran["mma"] == ran["ldmatrix"] == ran["cp_async"] == 0
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "block_kv", "block_q"), [(64, 128, 64), (96, 64, 64), (128, 64, 64)]
+)
+def test_sm80_backward_multiplies_as_its_tiles_say(
+    backends: Backends, head_dim: int, block_kv: int, block_q: int
+) -> None:
+    """Five products: scores, dP, dv, dk and dq."""
+    heads, seqlen_q, seqlen_kv = 2, 200, 300
+    leaves = [x.requires_grad_() for x in dense(heads, seqlen_q, seqlen_kv, head_dim)]
+    out = dk.attention(*leaves, causal=False, backend=SM80.name)
+    with emulated(backends[SM80.name], deterministic=False):
+        torch.autograd.grad(out.float().sum(), leaves)
+    ran = backends[SM80.name].counts
+    passes = heads * blocks(seqlen_kv, block_kv) * blocks(seqlen_q, block_q)
+    assert ran["mma"] == passes * 5 * block_q * block_kv * head_dim // MMA_PRODUCTS
+    assert ran["red_global"] == passes * block_q * head_dim
 
 
 # ---- what must not change a result -------------------------------------------------------------

@@ -75,12 +75,13 @@ CALLS = ("forward", "backward", "decode")
 
 
 def check_schedule(backends: Backends, call: str, seed: int, head_dim: int) -> None:
-    """On both architectures, with and without rotation, deterministic or not: to the last bit, as
-    emulated blocks run in one order.
+    """Of every kernel of the call, with and without rotation, deterministic or not: to the last
+    bit, as emulated blocks run in one order.
     """
     deterministic = seed % 2 == 0
-    for name in (SM80.name, SM90A.name):
-        for shape in range(len(SHAPES)):
+    has_two = call == "forward" and head_dim <= 128
+    for name in (SM80.name, SM90A.name) if has_two else (SM80.name,):
+        for shape in range(len(SHAPES)) if head_dim < 256 else (2,):
             rotates = (seed + shape) % 2 == 1
             settings = {"rotates": rotates, "head_dim": head_dim}
             with emulated(backends[name], deterministic=deterministic):
@@ -97,7 +98,7 @@ def test_attention_under_random_schedules(backends: Backends, call: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 22))
+@pytest.mark.parametrize("seed", range(2, 8))
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("call", CALLS)
 def test_attention_under_many_schedules(
@@ -108,13 +109,16 @@ def test_attention_under_many_schedules(
 
 # ---- planted bugs ------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def planted(emulated_backends: Backends) -> dict[str, Backends]:
+def planted() -> dict[str, Backends]:
     """Bug's name -> backends of a module that holds it."""
+    bugs = [bug for bug in BUGS if bug.has_its_place()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        paths = pool.map(lambda bug: build_module(bug.planted(), bug.kernels()), BUGS)
-    built = zip((bug.name for bug in BUGS), paths, strict=True)
+        paths = pool.map(lambda bug: build_module(bug.planted(), bug.kernels()), bugs)
     devices = [replace(one, num_sms=1) for one in (SM80, SM90A)]
-    return {name: {one.NAME: one for one in load_backends(path, *devices)} for name, path in built}
+    return {
+        bug.name: {one.NAME: one for one in load_backends(path, *devices)}
+        for bug, path in zip(bugs, paths, strict=True)
+    }
 
 
 @cache
@@ -139,6 +143,7 @@ def outcome(bug: AttentionBug, shape: int, backend: EmulatedBackend) -> tuple[st
 def test_planted_bug_is_caught(
     backends: Backends, planted: dict[str, Backends], bug: AttentionBug, completion: int
 ) -> None:
+    assert bug.has_its_place(), "the kernel has changed: plant the bug anew"
     backend = planted[bug.name][bug.architecture]
     for shape in bug.shapes:
         expected_results(bug.call, shape, SM80.name, rotates=bug.rotates)

@@ -187,6 +187,7 @@ class Emulator:
         library.emulation_error.restype = ctypes.c_char_p
         library.emulation_event.restype = ctypes.c_char_p
         library.emulation_configure.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        library.emulation_set_device.restype = ctypes.c_bool
         library.emulation_lend.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         library.emulation_take_back.argtypes = [ctypes.c_void_p]
         return Emulator(library)

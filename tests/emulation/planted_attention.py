@@ -39,17 +39,23 @@ class AttentionBug:
     def kernels(self) -> tuple[Path, ...]:
         return tuple(path for path in INSTANTIATIONS if path.stem == self.kernel)
 
+    @property
+    def path(self) -> Path:
+        return CUDA / self.file
+
+    def has_its_place(self) -> bool:
+        """Whether `before` stands in the file once; the kernels change."""
+        return self.path.read_text(encoding="utf-8").count(self.before) == 1
+
     def planted(self) -> dict[Path, str]:
         """The file with the bug."""
-        path = CUDA / self.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(self.before) != 1:
-            raise ValueError(f"{self.name}: not exactly one place in {self.file}")
-        return {path: text.replace(self.before, self.after)}
+        text = self.path.read_text(encoding="utf-8")
+        return {self.path: text.replace(self.before, self.after)}
 
 
-def _forward_sm80(name: str, before: str, after: str, **rest: Any) -> AttentionBug:
-    file = "attention/forward_sm80.h"
+def _forward_sm80(
+    name: str, before: str, after: str, file: str = "attention/forward_sm80.h", **rest: Any
+) -> AttentionBug:
     return AttentionBug(
         f"forward sm80 {name}", "forward_sm80_d64", "forward", file, before, after, **rest
     )
@@ -73,6 +79,7 @@ def _sm90(name: str, file: str, before: str, after: str, **rest: Any) -> Attenti
     )
 
 
+COPY = "tile/copy_rows.h"
 KERNEL, CONSUMER = "attention/forward_sm90.h", "attention/forward_sm90_consumer.h"
 PRODUCER, PIPELINE, WGMMA = "attention/forward_sm90_producer.h", "tile/pipeline.h", "tile/wgmma.h"
 
@@ -80,7 +87,7 @@ SM80_WAIT = "  ptx::cp_async_wait_group<0>();\n  __syncthreads();\n"
 COPY_NEXT_KEYS = (
     "    if (kv_block + 1 < end) copy(smem.k, plan.k, (kv_block + 1) * BLOCK_KV, head_dim);\n"
 )
-WAIT_FOR_VALUES = "    wait_for_copies();  // v is there, and all warps have left k\n"
+WAIT_FOR_VALUES = "    tile::wait_for_copies();  // v is there, and all warps have left k\n"
 DECODE_WAIT = "    ptx::cp_async_wait_group<kStages - 2>();\n    __syncwarp();"
 LAST_USE_OF_KEYS = "      tile::wait_products<1>(acc_s);\n      k_pipeline.release();"
 LAST_USE_OF_VALUES = "      tile::wait_products<0>(acc_o);\n      v_pipeline.release();"
@@ -93,10 +100,10 @@ PRODUCTS = "  const uint64_t a = descriptor_k_major(a_tile), b = descriptor_k_ma
 
 BUGS = [
     _forward_sm80(
-        "missing barrier", SM80_WAIT, "  ptx::cp_async_wait_group<0>();\n", message="race:"
+        "missing barrier", SM80_WAIT, "  ptx::cp_async_wait_group<0>();\n", COPY, message="race:"
     ),
-    _forward_sm80("missing wait", SM80_WAIT, "  __syncthreads();\n"),
-    _forward_sm80("wait one group short", SM80_WAIT, SM80_WAIT.replace("<0>", "<1>")),
+    _forward_sm80("missing wait", SM80_WAIT, "  __syncthreads();\n", COPY),
+    _forward_sm80("wait one group short", SM80_WAIT, SM80_WAIT.replace("<0>", "<1>"), COPY),
     _forward_sm80("missing commit", "    ptx::cp_async_commit_group();\n", ""),
     _forward_sm80(
         "keys copied too early",
@@ -130,7 +137,7 @@ BUGS = [
         "backward missing wait",
         "backward_sm80_d64",
         "backward",
-        "attention/backward_rows.h",
+        COPY,
         SM80_WAIT,
         "  __syncthreads();\n",
     ),

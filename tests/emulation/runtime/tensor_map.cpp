@@ -34,6 +34,7 @@ bool dimensions_are_legal(const TensorMap& map, const cuuint64_t* dims, const cu
     if (element_strides[i] != 1) return false;  // legal, not emulated
     if (i + 1 == map.rank) break;
     if (strides[i] % 16 != 0 || strides[i] >= (uint64_t{1} << 40)) return false;
+    if (strides[i] == 0 && dims[i + 1] > 1) return false;  // the driver's answer is not known
   }
   const uint32_t row_bytes = box[0] * map.element_bytes;
   return row_bytes % 16 == 0 && (map.swizzle == 0 || row_bytes <= (16u << map.swizzle));
