@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,9 +74,14 @@ def digest(parts: Iterable[str]) -> str:
     return total.hexdigest()[:24]
 
 
+def unfinished_name(product: Path) -> Path:
+    """Of this thread alone: planted builds run side by side and share most files."""
+    return product.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+
+
 def run_compiler(arguments: list[str], product: Path) -> None:
     """Writes the product in one step, so that an interrupted build leaves nothing behind."""
-    unfinished = product.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = unfinished_name(product)
     command = [COMPILER, *arguments, "-o", str(unfinished)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -150,7 +156,7 @@ def write_tree(texts: Texts) -> Path:
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_suffix(f".{os.getpid()}.tmp")
+        unfinished = unfinished_name(target)
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(target)
     return tree
