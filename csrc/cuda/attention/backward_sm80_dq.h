@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(Config::kDqNumThreads, Config::kDqBlocksPerSm)
       mask_scores(acc_s[0], visible, work.first_row + warp_row, kv_block * BLOCK_KV);
     }
     softmax_backward(acc_s[0], acc_dp[0], terms);
-    tile::multiply_p_v(T{}, acc_dq, acc_dp, smem.k);
+    tile::multiply_p_b(T{}, acc_dq, acc_dp, smem.k);
     __syncthreads();  // all warps have left k and v
   }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../tile/accumulator.h"
+#include "../tile/convert.h"
 #include "decode_work.h"
 #include "merge.h"
 #include "softmax.h"
@@ -22,7 +23,7 @@ __device__ __forceinline__ void store_chunk(T, const AttentionDecodeParams& para
                                             const DecodeWork& work, int row, int chunk,
                                             const float (&x)[8]) {
   if (params.num_splits == 1) {
-    *reinterpret_cast<uint4*>(work.rows.out(params, row) + 8 * chunk) = pack_chunk(T{}, x);
+    *reinterpret_cast<uint4*>(work.rows.out(params, row) + 8 * chunk) = tile::pack_chunk(T{}, x);
     return;
   }
   const int64_t num_rows = params.batch * params.num_heads_q * params.seqlen_q;

@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
       softmax[m].update(acc_s[m], row_scale);
       scale_rows(acc_o[m], row_scale);
     }
-    tile::multiply_p_v(T{}, acc_o, acc_s, stage.v);
+    tile::multiply_p_b(T{}, acc_o, acc_s, stage.v);
   }
 
   __syncthreads();  // all warps have left the ring

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
       softmax[m].update(acc_s[m], row_scale);
       scale_rows(acc_o[m], row_scale);
     }
-    tile::multiply_p_v(T{}, acc_o, acc_s, smem.v);
+    tile::multiply_p_b(T{}, acc_o, acc_s, smem.v);
   }
 
   tile::wait_for_copies();  // all warps have left q, which a tile without keys has not even waited

@@ -29,13 +29,6 @@ __device__ __forceinline__ float merge_weight(float lse_part, float lse) {
   return lse_part == -infinity() ? 0.0f : ptx::ex2_approx_ftz((lse_part - lse) * kLog2E);
 }
 
-// Eight channels of a result, rounded once.
-template <class T>
-__device__ __forceinline__ uint4 pack_chunk(T, const float (&x)[8]) {
-  return make_uint4(tile::pack(T{}, x[0], x[1]), tile::pack(T{}, x[2], x[3]),
-                    tile::pack(T{}, x[4], x[5]), tile::pack(T{}, x[6], x[7]));
-}
-
 // Small blocks, so that the few rows of one token reach several SMs.
 inline constexpr int kMergeThreads = 32;
 // Parts that a thread asks for at once: one after the other, each would take the latency of L2.
@@ -87,7 +80,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t head = head_row % params.num_heads_q, batch = head_row / params.num_heads_q;
   auto* const out = static_cast<uint16_t*>(params.out) + batch * params.stride_out_batch +
                     head * params.stride_out_head + query * params.stride_out_row;
-  *reinterpret_cast<uint4*>(out + 8 * chunk) = pack_chunk(T{}, acc_o);
+  *reinterpret_cast<uint4*>(out + 8 * chunk) = tile::pack_chunk(T{}, acc_o);
   if (chunk == 0) params.lse[row] = lse;
 }
 

@@ -44,11 +44,12 @@ __device__ __forceinline__ void multiply_a_bt(T, float (&acc)[kM16][kSize], cons
   }
 }
 
-// acc (q, d) += P . V: P is the accumulator acc_p (q, kv) rounded to T, V a tile (kv, d).
-template <class T, int kM16, int kSize, int kSizeP, class VTile>
-__device__ __forceinline__ void multiply_p_v(T, float (&acc)[kM16][kSize],
+// acc += P . B: P (16 kM16, k) is the accumulator acc_p rounded to T; B is rows b_row .. of a tile
+// stored (k, n), from column 16 b_n16 on.
+template <class T, int kM16, int kSize, int kSizeP, class BTile>
+__device__ __forceinline__ void multiply_p_b(T, float (&acc)[kM16][kSize],
                                              const float (&acc_p)[kM16][kSizeP],
-                                             const VTile& v_tile) {
+                                             const BTile& b_tile, int b_row = 0, int b_n16 = 0) {
 #pragma unroll
   for (int step = 0; step < kSizeP / 8; ++step) {
     uint32_t a[kM16][4];
@@ -57,7 +58,7 @@ __device__ __forceinline__ void multiply_p_v(T, float (&acc)[kM16][kSize],
 #pragma unroll
     for (int n16 = 0; n16 < kSize / 8; ++n16) {
       uint32_t b[4];
-      load_b_transposed(b, v_tile, 16 * step, n16);
+      load_b_transposed(b, b_tile, b_row + 16 * step, b_n16 + n16);
       mma_n16(T{}, acc, a, b, n16);
     }
   }

@@ -6,26 +6,6 @@
 
 namespace drope::tile {
 
-// acc += P . B: P (16 kM16, k) is the accumulator acc_p rounded to T; B is rows b_row .. of a tile
-// stored (k, n), from column 16 b_n16 on.
-template <class T, int kM16, int kSize, int kSizeP, class BTile>
-__device__ __forceinline__ void multiply_p_b(T, float (&acc)[kM16][kSize],
-                                             const float (&acc_p)[kM16][kSizeP],
-                                             const BTile& b_tile, int b_row, int b_n16) {
-#pragma unroll
-  for (int step = 0; step < kSizeP / 8; ++step) {
-    uint32_t a[kM16][4];
-#pragma unroll
-    for (int m = 0; m < kM16; ++m) as_a_fragment(T{}, a[m], acc_p[m], step);
-#pragma unroll
-    for (int n16 = 0; n16 < kSize / 8; ++n16) {
-      uint32_t b[4];
-      load_b_transposed(b, b_tile, b_row + 16 * step, b_n16 + n16);
-      mma_n16(T{}, acc, a, b, n16);
-    }
-  }
-}
-
 // acc += A^T . B: tiles stored (k, m) and (k, n), from columns 16 a_m16 and 16 b_n16 on.
 // kSteps: k / 16.
 template <int kSteps, class T, int kM16, int kSize, class ATile, class BTile>

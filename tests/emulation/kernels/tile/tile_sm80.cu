@@ -160,7 +160,7 @@ __global__ void product_kernel(const uint16_t* a, const unsigned char* b, float*
     save_product<T>(out, acc);
   } else if (product == kPV) {  // (32, 32) . (32, 96)
     float acc[2][48] = {};
-    tile::multiply_p_v(T{}, acc, acc_p, b_tile);
+    tile::multiply_p_b(T{}, acc, acc_p, b_tile);
     save_product<T>(out, acc);
   } else if (product == kPB) {  // the first 16 columns of P . rows 16 .., columns 16 .. 79 of B
     float acc[2][32] = {}, acc_p16[2][8];
