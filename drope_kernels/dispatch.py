@@ -14,7 +14,7 @@ from drope_kernels.packed import Backward, Decode, Forward
 from drope_kernels.spec import AttentionSpec
 
 # Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
-_ORDER = ("cuda", "cpu", "reference")
+_ORDER = ("cuda", "triton", "cpu", "reference")
 # Those that this build has: fixed, so that compiled graphs may look.
 _BUILT = tuple(x for x in _ORDER if x != "cuda" or cuda_unavailable_reason() is None)
 _registered: dict[str, Backend] = {}

@@ -1,0 +1,115 @@
+"""The Triton kernels: every call of the API on GPUs from Ampere on, from one source.
+
+Nothing here needs Triton to be installed until a call asks for this backend.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
+
+NAME = "triton"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256
+MAX_SEQLEN = 2**29
+MAX_PROGRAMS = 2**31 - 1
+OLDEST_CAPABILITY = (8, 0)
+
+
+@cache
+def _launcher(name: str) -> ModuleType:
+    return import_module(f"drope_kernels.backends.triton.launch_{name}")
+
+
+class TritonBackend:
+    """Follows `drope_kernels.dispatch.Backend`.
+
+    Args:
+        device_type: of the tensors it takes; "cpu" only under Triton's interpreter.
+        name: how calls ask for it.
+    """
+
+    def __init__(self, device_type: str = "cuda", *, name: str = NAME) -> None:
+        self.NAME = name
+        self.device_type = device_type
+        self.unavailable = cache(self._unavailable)  # facts of the machine: asked once
+
+    def _unavailable(self) -> str | None:
+        """Why it cannot run on this machine at all."""
+        if find_spec("triton") is None:
+            return "triton is not installed; pip install 'drope_kernels[triton]' brings it."
+        if self.device_type != "cuda":
+            return None
+        if not torch.cuda.is_available():
+            return "it runs on NVIDIA GPUs, and torch sees none."
+        capability = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+        if capability < OLDEST_CAPABILITY:
+            has = "{}.{}".format(*capability)
+            return f"it needs compute capability 8.0 or later, the GPU has {has}."
+        return None
+
+    def supports(self, spec: AttentionSpec) -> str | None:
+        """Why it cannot serve a call."""
+        if spec.device != self.device_type:
+            return f"it computes on {self.device_type} tensors and these are on {spec.device}."
+        return self.unavailable() or _unsupported(spec)
+
+    def forward(
+        self, inputs: AttentionInputs, *, save_prepared: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+        results: tuple[Tensor, Tensor, Tensor, Tensor]
+        results = _launcher("forward").forward(inputs, save_prepared=save_prepared)
+        return results
+
+    def backward(
+        self,
+        inputs: AttentionInputs,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        *,
+        need_grad_scale: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dq, dk, dv in the order and dtype of q, k, v; dscale (B, Hq, Sq), size 0 if unneeded.
+
+        inputs.q and inputs.k are the rotated ones where the call rotates.
+        """
+        results: tuple[Tensor, Tensor, Tensor, Tensor]
+        results = _launcher("backward").backward(
+            inputs, out, lse, grad_out, grad_lse, need_grad_scale=need_grad_scale
+        )
+        return results
+
+    def decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
+        results: tuple[Tensor, Tensor] = _launcher("decode").decode(inputs)
+        return results
+
+
+def _unsupported(spec: AttentionSpec) -> str | None:
+    """Why no kernel serves the call, whatever the GPU."""
+    if spec.dtype not in DTYPES:
+        return f"it computes float32, float16 and bfloat16, not {str(spec.dtype)[6:]}."
+    if max(spec.head_dim, spec.head_dim_v) > MAX_HEAD_DIM:
+        dims = f"{spec.head_dim} (q, k) and {spec.head_dim_v} (v)"
+        return f"its head_dim is at most {MAX_HEAD_DIM}, got {dims}."
+    rows = max(spec.seqlen_q, spec.seqlen_kv)
+    if rows > MAX_SEQLEN:
+        return f"its sequences have at most {MAX_SEQLEN} rows."
+    if spec.batch * spec.num_heads_q * (rows // 16 + 1) > MAX_PROGRAMS:
+        return "its grids have at most 2**31 - 1 tiles of 16 rows, over all heads and batch rows."
+    return None
+
+
+_triton = TritonBackend()
+unavailable, supports = _triton.unavailable, _triton.supports
+forward, backward, decode = _triton.forward, _triton.backward, _triton.decode

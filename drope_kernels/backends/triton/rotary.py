@@ -1,0 +1,163 @@
+"""Rotation of the rows of a tile by their positions, as csrc/position.h defines it.
+
+Angles are turns. ROTARY_DIM 0 is position-free: no angle, no work. INTERLEAVED pairs are channels
+(2i, 2i + 1), others (i, i + ROTARY_DIM / 2). A channel needs its partner, the other of the pair.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def nearest(x):
+    return tl.floor(x + 0.5)
+
+
+@triton.jit
+def half_turns_sign(half_turns):
+    """-1 after an odd number of half turns, which turns both sin and cos around; else 1."""
+    parity = tl.fma(nearest(half_turns * 0.5), -2.0, half_turns)
+    return tl.fma(tl.abs(parity), -2.0, 1.0)
+
+
+@triton.jit
+def sincos_turns(position, turns_hi, turns_lo):
+    """sin and cos of 2 pi position (turns_hi + turns_lo); absolute error below 2e-7."""
+    product = position * turns_hi
+    rounding = tl.fma(position, turns_hi, -product)  # what `product` lost
+    half_turns = nearest(product + product)
+    # Both subtractions are exact, so the residual enters at the scale of the reduced angle.
+    reduced = tl.fma(half_turns, -0.5, product)
+    near = reduced + tl.fma(position, turns_lo, rounding)
+    # From 2^20 turns on the residual alone reaches past the quarter turn of the polynomials.
+    more_half_turns = nearest(near + near)
+    turn = tl.fma(more_half_turns, -0.5, near)  # in [-1/4, 1/4]
+    sign = half_turns_sign(half_turns) * half_turns_sign(more_half_turns)
+
+    t2 = turn * turn
+    s = tl.fma(t2, 39.538868, -76.5501099)
+    s = tl.fma(s, t2, 81.6010208)
+    s = tl.fma(s, t2, -41.3416557)
+    s = tl.fma(s, t2, 6.28318501)
+    c = tl.fma(t2, -25.0223331, 60.1507149)
+    c = tl.fma(c, t2, -85.4539719)
+    c = tl.fma(c, t2, 64.9393539)
+    c = tl.fma(c, t2, -19.7392082)
+    return s * turn * sign, tl.fma(c, t2, 1.0) * sign
+
+
+@triton.jit
+def pair_of(channel, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    if INTERLEAVED:
+        return channel // 2
+    return channel % (ROTARY_DIM // 2)
+
+
+@triton.jit
+def partner_of(channel, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The other channel of the pair; channels that do not rotate are their own."""
+    if INTERLEAVED:
+        partner = channel ^ 1
+    else:
+        half = ROTARY_DIM // 2
+        partner = tl.where(channel < half, channel + half, channel - half)
+    return tl.where(channel < ROTARY_DIM, partner, channel)
+
+
+@triton.jit
+def _angles_of_pairs(position, rotary, table, pair, num_pairs):
+    hi = tl.load(rotary.turns_hi + table + pair, mask=pair < num_pairs, other=0.0)
+    lo = tl.load(rotary.turns_lo + table + pair, mask=pair < num_pairs, other=0.0)
+    return sincos_turns(position[:, None], hi[None, :], lo[None, :])
+
+
+@triton.jit
+def _angles(
+    position,
+    rotary,
+    kv_head,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """sin and cos (BLOCK_ROWS, BLOCK_DIM) of each channel's pair, once per pair where that fits."""
+    BLOCK_ROWS: tl.constexpr = position.shape[0]
+    table = tl.where(rotary.num_tables > 1, kv_head * (ROTARY_DIM // 2), 0)
+    if INTERLEAVED or ROTARY_DIM == BLOCK_DIM:
+        pair = tl.arange(0, BLOCK_DIM // 2)
+        sin, cos = _angles_of_pairs(position, rotary, table, pair, ROTARY_DIM // 2)
+        sin, cos = tl.join(sin, sin), tl.join(cos, cos)  # (BLOCK_ROWS, BLOCK_DIM / 2, 2)
+        if not INTERLEAVED:
+            sin, cos = tl.permute(sin, (0, 2, 1)), tl.permute(cos, (0, 2, 1))
+        sin = tl.reshape(sin, (BLOCK_ROWS, BLOCK_DIM))
+        cos = tl.reshape(cos, (BLOCK_ROWS, BLOCK_DIM))
+    else:
+        pair = pair_of(tl.arange(0, BLOCK_DIM), ROTARY_DIM, INTERLEAVED)
+        sin, cos = _angles_of_pairs(position, rotary, table, pair, ROTARY_DIM // 2)
+    return sin, cos
+
+
+@triton.jit
+def rotate(
+    x,
+    partner,
+    position,
+    rotary,
+    kv_head,
+    direction,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """x (BLOCK_ROWS, BLOCK_DIM) float32 at `position` (BLOCK_ROWS,), `partner` its partners.
+
+    direction: +1 rotates, -1 undoes it (the transpose); attention_factor multiplies both.
+    """
+    channel = tl.arange(0, BLOCK_DIM)[None, :]
+    sin, cos = _angles(position, rotary, kv_head, ROTARY_DIM, INTERLEAVED, BLOCK_DIM)
+    is_first = channel % 2 == 0 if INTERLEAVED else channel < ROTARY_DIM // 2
+    sin = sin * tl.where(is_first, -direction, direction)
+    y = (x * cos + partner * sin) * rotary.attention_factor
+    return tl.where(channel < ROTARY_DIM, y, x)
+
+
+@triton.jit
+def rotate_tile(
+    x,
+    position,
+    rotary,
+    kv_head,
+    direction,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """`rotate` of a tile that is nowhere but in registers."""
+    BLOCK_ROWS: tl.constexpr = x.shape[0]
+    channel = partner_of(tl.arange(0, BLOCK_DIM), ROTARY_DIM, INTERLEAVED)
+    partner = tl.gather(x, tl.broadcast_to(channel[None, :], (BLOCK_ROWS, BLOCK_DIM)), 1)
+    return rotate(
+        x, partner, position, rotary, kv_head, direction, ROTARY_DIM, INTERLEAVED, BLOCK_DIM
+    )
+
+
+@triton.jit
+def query_positions(rotary, sequence, query, is_query):
+    """Where each query of the sequence is, (BLOCK_Q,) float32."""
+    if rotary.positions is not None:
+        first = tl.cast(sequence.batch, tl.int64) * rotary.stride_positions_batch
+        row = first + sequence.first_q + query
+        return tl.load(rotary.positions + row, mask=is_query, other=0.0)
+    return (sequence.q_start + query).to(tl.float32)
+
+
+@triton.jit
+def key_positions(rotary, sequence, key, is_key):
+    """Where each key of the sequence is, (BLOCK_KV,) float32."""
+    if rotary.kv_positions is not None:
+        first = tl.cast(sequence.batch, tl.int64) * rotary.stride_kv_positions_batch
+        row = first + sequence.first_k + key
+        return tl.load(rotary.kv_positions + row, mask=is_key, other=0.0)
+    return key.to(tl.float32)
