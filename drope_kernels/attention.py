@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Never, TypedDict, Unpack, overload
+from typing import Any, Literal, Never, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -10,71 +10,55 @@ from torch import Tensor
 from drope_kernels import ops, validate
 from drope_kernels.dispatch import explain_spec
 from drope_kernels.frequencies import constant
+from drope_kernels.interop import through_dlpack
+from drope_kernels.options import A, Array, AttentionOptions, PackedOptions
 from drope_kernels.rope import DEFAULT_ROPE, Rope
 
 
-class PackedOptions(TypedDict, total=False):
-    """What `attention` and `attention_varlen` have in common."""
-
-    rope: Rope | bool
-    causal: bool
-    scale: float | Tensor | None
-    window: int | None
-    softcap: float | None
-    positions: Tensor | None
-    kv_positions: Tensor | None
-    backend: str
-
-
-class AttentionOptions(PackedOptions, total=False):
-    """The keyword arguments of `attention`, apart from return_lse."""
-
-    q_start: int | Tensor | None
-    kv_start: Tensor | None
-    kv_end: Tensor | None
-
-
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: A,
+    k: A,
+    v: A,
     *,
     return_lse: Literal[False] = False,
-    **options: Unpack[AttentionOptions],
-) -> Tensor: ...
+    **options: Unpack[AttentionOptions[A]],
+) -> A: ...
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: A,
+    k: A,
+    v: A,
     *,
     return_lse: Literal[True],
-    **options: Unpack[AttentionOptions],
-) -> tuple[Tensor, Tensor]: ...
+    **options: Unpack[AttentionOptions[A]],
+) -> tuple[A, A]: ...
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Array,
+    k: Array,
+    v: Array,
     *,
     rope: Rope | bool = False,
     causal: bool = True,
-    scale: float | Tensor | None = None,
+    scale: float | Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    positions: Tensor | None = None,
-    kv_positions: Tensor | None = None,
-    q_start: int | Tensor | None = None,
-    kv_start: Tensor | None = None,
-    kv_end: Tensor | None = None,
+    positions: Array | None = None,
+    kv_positions: Array | None = None,
+    q_start: int | Array | None = None,
+    kv_start: Array | None = None,
+    kv_end: Array | None = None,
     return_lse: bool = False,
     backend: str = "auto",
     **refused: Never,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Array | tuple[Array, Array]:
     """softmax(scale * R q · R k) v in one fused pass, rotary or position-free.
 
     Differentiable in q, k, v and a tensor scale, once; deterministic forward. Under autocast q, k
     and v are cast to the autocast dtype. Accumulation, softmax and rotation are float32.
+
+    Where it says tensor, arrays of one other library will do as well: NumPy, CuPy, JAX, anything
+    with DLPack. That library's arrays come back, without a copy or a gradient on the way.
 
     Args:
         q: (B, Hq, Sq, D) float32, float16 or bfloat16 (float64 runs on the reference). Any strides
@@ -112,6 +96,8 @@ def attention(
     Source: the fused forward and backward are FlashAttention-2's, arXiv 2307.08691; position-free
     use after recalibration is DroPE's, arXiv 2512.12167.
     """
+    if not isinstance(q, Tensor):
+        return through_dlpack(attention, locals())
     if refused:
         validate.refuse("attention", refused)
     validate.check_flag("return_lse", return_lse)
@@ -137,44 +123,44 @@ def attention(
 
 @overload
 def attention_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    q: A,
+    k: A,
+    v: A,
+    cu_seqlens_q: A,
+    cu_seqlens_k: A,
     *,
     return_lse: Literal[False] = False,
-    **options: Unpack[PackedOptions],
-) -> Tensor: ...
+    **options: Unpack[PackedOptions[A]],
+) -> A: ...
 @overload
 def attention_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    q: A,
+    k: A,
+    v: A,
+    cu_seqlens_q: A,
+    cu_seqlens_k: A,
     *,
     return_lse: Literal[True],
-    **options: Unpack[PackedOptions],
-) -> tuple[Tensor, Tensor]: ...
+    **options: Unpack[PackedOptions[A]],
+) -> tuple[A, A]: ...
 def attention_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    q: Array,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
     *,
     rope: Rope | bool = False,
     causal: bool = True,
-    scale: float | Tensor | None = None,
+    scale: float | Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    positions: Tensor | None = None,
-    kv_positions: Tensor | None = None,
+    positions: Array | None = None,
+    kv_positions: Array | None = None,
     return_lse: bool = False,
     backend: str = "auto",
     **refused: Never,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Array | tuple[Array, Array]:
     """`attention` over sequences packed one behind the other; none sees another.
 
     Sequence n is rows cu_seqlens_q[n] to cu_seqlens_q[n + 1] of q and the same of cu_seqlens_k in
@@ -194,6 +180,8 @@ def attention_varlen(
     Returns:
         out (total_q, Hq, Dv); with return_lse also lse (Hq, total_q).
     """
+    if not isinstance(q, Tensor):
+        return through_dlpack(attention_varlen, locals())
     if refused:
         validate.refuse("attention_varlen", refused)
     validate.check_flag("return_lse", return_lse)
@@ -217,11 +205,13 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
-def explain(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]) -> str:
+def explain(q: A, k: A, v: A, **options: Unpack[AttentionOptions[A]]) -> str:
     """Which backend would run `attention(q, k, v, **options)`, and why each other one would not.
 
     Runs nothing and reads no tensor values. Arguments and errors are those of `attention`.
     """
+    if not isinstance(q, Tensor):
+        return through_dlpack(explain, {"q": q, "k": k, "v": v, **options})
     options.pop("return_lse", None)  # type: ignore[typeddict-item]
     arguments: dict[str, Any] = {
         "rope": False,
@@ -239,19 +229,19 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]
 
 
 def _dense_call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Any,
+    k: Any,
+    v: Any,
     rope: Rope | bool,
     causal: bool,
-    scale: float | Tensor | None,
+    scale: Any,
     window: int | None,
     softcap: float | None,
-    positions: Tensor | None,
-    kv_positions: Tensor | None,
-    q_start: int | Tensor | None,
-    kv_start: Tensor | None,
-    kv_end: Tensor | None,
+    positions: Any,
+    kv_positions: Any,
+    q_start: Any,
+    kv_start: Any,
+    kv_end: Any,
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op `drope::attention_fwd`."""
@@ -290,18 +280,18 @@ def _dense_call(
 
 
 def _packed_call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
     rope: Rope | bool,
     causal: bool,
-    scale: float | Tensor | None,
+    scale: Any,
     window: int | None,
     softcap: float | None,
-    positions: Tensor | None,
-    kv_positions: Tensor | None,
+    positions: Any,
+    kv_positions: Any,
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op: one batch row that holds every sequence."""

@@ -2,71 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Literal, Never, TypedDict, Unpack, overload
+from typing import Any, Literal, Never, Unpack, overload
 
 from torch import Tensor
 
 from drope_kernels import decode_op, validate
 from drope_kernels.attention import rope_arguments, scale_arguments
 from drope_kernels.dispatch import check_name
+from drope_kernels.interop import through_dlpack
+from drope_kernels.options import A, Array, DecodeOptions
 from drope_kernels.rope import Rope
 from drope_kernels.validate_decode import check_decode
 
 
-class DecodeOptions(TypedDict, total=False):
-    """The keyword arguments of `attention_decode`, apart from return_lse and cache_seqlens."""
-
-    k: Tensor | None
-    v: Tensor | None
-    page_table: Tensor | None
-    rope: Rope | bool
-    cache: Literal["raw", "rotated"]
-    scale: float | Tensor | None
-    window: int | None
-    softcap: float | None
-    kv_start: Tensor | None
-    backend: str
-
-
 @overload
 def attention_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    q: A,
+    k_cache: A,
+    v_cache: A,
     *,
-    cache_seqlens: Tensor,
+    cache_seqlens: A,
     return_lse: Literal[False] = False,
-    **options: Unpack[DecodeOptions],
-) -> Tensor: ...
+    **options: Unpack[DecodeOptions[A]],
+) -> A: ...
 @overload
 def attention_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    q: A,
+    k_cache: A,
+    v_cache: A,
     *,
-    cache_seqlens: Tensor,
+    cache_seqlens: A,
     return_lse: Literal[True],
-    **options: Unpack[DecodeOptions],
-) -> tuple[Tensor, Tensor]: ...
+    **options: Unpack[DecodeOptions[A]],
+) -> tuple[A, A]: ...
 def attention_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
     *,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    cache_seqlens: Tensor,
-    page_table: Tensor | None = None,
+    k: Array | None = None,
+    v: Array | None = None,
+    cache_seqlens: Array,
+    page_table: Array | None = None,
     rope: Rope | bool = False,
     cache: Literal["raw", "rotated"] = "raw",
-    scale: float | Tensor | None = None,
+    scale: float | Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    kv_start: Tensor | None = None,
+    kv_start: Array | None = None,
     return_lse: bool = False,
     backend: str = "auto",
     **refused: Never,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Array | tuple[Array, Array]:
     """Append k, v to the caches, then attend causally: the queries are the last Sq tokens.
 
     Row b then holds L = cache_seqlens[b] + Snew keys, and query i sits at key index L - Sq + i.
@@ -94,19 +81,59 @@ def attention_decode(
     Raises:
         ValueError, TypeError: as in `attention`. An append that does not fit is refused before
             anything is written (CPU tensors; on devices the rows that do not fit are not written
-            and their results are NaN).
+            and their results are NaN). Arrays of other libraries that cannot be written are
+            refused as caches to append to.
         NotImplementedError: an input requires grad outside torch.no_grad().
     """
+    if not isinstance(q, Tensor):
+        return through_dlpack(attention_decode, locals())
     if refused:
         validate.refuse("attention_decode", refused)
-    check_decode(q, k_cache, v_cache, k, v, cache_seqlens, page_table, cache)
     validate.check_flag("return_lse", return_lse)
+    call = _decode_call(
+        q,
+        k_cache,
+        v_cache,
+        k,
+        v,
+        cache_seqlens,
+        page_table,
+        rope,
+        cache,
+        scale,
+        window,
+        softcap,
+        kv_start,
+        backend,
+    )
+    out, lse = decode_op.attention_decode(*call)
+    return (out, lse) if return_lse else out
+
+
+def _decode_call(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    k: Any,
+    v: Any,
+    cache_seqlens: Any,
+    page_table: Any,
+    rope: Rope | bool,
+    cache: Literal["raw", "rotated"],
+    scale: Any,
+    window: int | None,
+    softcap: float | None,
+    kv_start: Any,
+    backend: str,
+) -> tuple[Any, ...]:
+    """The validated arguments of the op `drope::attention_decode`."""
+    check_decode(q, k_cache, v_cache, k, v, cache_seqlens, page_table, cache)
     validate.check_switches(True, window, softcap, backend)
     check_name(backend)
     validate.check_scale(scale, q, tuple(q.shape[:3]), "(B, Hq, Sq)")
     validate.check_index("kv_start", kv_start, q, q.shape[0], "an int32 tensor (B,)")
     turns, interleaved, attention_factor, _, _ = rope_arguments(rope, q, k_cache, None, None)
-    out, lse = decode_op.attention_decode(
+    return (
         q,
         k_cache,
         v_cache,
@@ -124,4 +151,3 @@ def attention_decode(
         cache == "rotated",
         backend,
     )
-    return (out, lse) if return_lse else out

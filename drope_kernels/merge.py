@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from drope_kernels.interop import through_dlpack
+from drope_kernels.options import A
 from drope_kernels.validate_decode import check_parts
 
 
-def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def merge_attention(outs: Sequence[A], lses: Sequence[A]) -> tuple[A, A]:
     """Join partial results of the same queries over disjoint keys.
 
     out = sum_n exp(lse_n - lse) out_n with lse = log sum_n exp(lse_n): what one call over all the
@@ -18,7 +21,7 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     get gradient 0. Source: online softmax, arXiv 1805.02867; FlashAttention-2, section 3.1.
 
     Args:
-        outs: N >= 1 tensors (..., S, Dv) of one dtype, as `attention` returns them.
+        outs: N >= 1 tensors (..., S, Dv) of one dtype, or arrays, as `attention` returns them.
         lses: N tensors (..., S), natural log, float32 or float64.
 
     Returns:
@@ -28,6 +31,13 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Raises:
         ValueError, TypeError: the lists are empty, differ in length, or their shapes disagree.
     """
+    if isinstance(outs, list | tuple) and outs and not isinstance(outs[0], Tensor):
+        return through_dlpack(merge_attention, locals())
+    return _merge(outs, lses)
+
+
+def _merge(outs: Any, lses: Any) -> Any:
+    """`merge_attention` of tensors, which are yet to be checked."""
     check_parts(outs, lses)
     lse_parts = torch.stack(tuple(lses))  # (N, ..., S)
     row_max = lse_parts.detach().amax(0)

@@ -219,7 +219,8 @@ def check_scale(scale: object, q: Tensor, shape: tuple[int, ...], letters: str) 
     if scale is None:
         return
     if not isinstance(scale, Tensor):
-        check_positive("scale", scale, "it is the whole multiplier of q.k, None for D ** -0.5")
+        remedy = "the multiplier of q.k is a number, a float32 tensor, or None for D ** -0.5"
+        check_positive("scale", scale, remedy)
         return
     if scale.dtype != torch.float32 and not (
         scale.dtype == torch.float64 and q.dtype == torch.float64
