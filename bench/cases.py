@@ -84,3 +84,66 @@ def long_grid() -> list[BenchCase]:
         for backward in (False, True)
         for length in (16384, 32768, 65536, 131072)
     ]
+
+
+@dataclass(frozen=True)
+class DecodeCase:
+    """One new token of a row that holds `seqlen` keys with it: bound by reading them."""
+
+    dtype: str
+    head_dim: int
+    seqlen: int = 32768
+    num_heads_q: int = 8
+    num_heads_kv: int = 8
+    rope: bool = False  # of a raw cache: keys rotate when read
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        grouped = self.num_heads_kv != self.num_heads_q
+        parts = [
+            "decode",
+            self.dtype,
+            f"D{self.head_dim}",
+            f"S{self.seqlen}",
+            f"H{self.num_heads_q}" + (f":{self.num_heads_kv}" if grouped else ""),
+        ]
+        parts += ["rope"] if self.rope else []
+        parts += [f"{self.threads}threads"] if self.threads > 1 else []
+        return "-".join(parts)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and values, each read once."""
+        elements = 2 * self.num_heads_kv * self.seqlen * self.head_dim
+        return elements * self.torch_dtype.itemsize
+
+    @property
+    def flops(self) -> float:
+        """Two products of 2 S D per query head."""
+        return 4.0 * self.num_heads_q * self.seqlen * self.head_dim
+
+
+def decode_tensors(case: DecodeCase, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """q (1, Hq, 1, D), k and v (1, Hkv, S, D): standard normal."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(case.num_heads_q, 1)] + [(case.num_heads_kv, case.seqlen)] * 2
+    return tuple(
+        torch.randn((1, *shape, case.head_dim), generator=generator).to(case.torch_dtype)
+        for shape in shapes
+    )
+
+
+def decode_grid() -> list[DecodeCase]:
+    """MHA and GQA from memory, then a shorter row, rotation, and two threads."""
+    cases: list[DecodeCase] = []
+    for dtype in ("fp32", "bf16"):
+        for head_dim in (64, 128):
+            base = DecodeCase(dtype, head_dim)
+            cases += [base, replace(base, num_heads_kv=2), replace(base, seqlen=4096)]
+            cases += [replace(base, rope=True), replace(base, threads=2)]
+    return cases

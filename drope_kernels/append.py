@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from drope_kernels.backends.reference import compute_dtype, rotate
+from drope_kernels.check_values import readable
+from drope_kernels.layout import empty_in_order_of
 from drope_kernels.packed import Forward
 from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
 
@@ -19,9 +21,7 @@ def append_and_attend(inputs: DecodeInputs, forward: Forward) -> tuple[Tensor, T
         k = None if k is None else _rotated(k, inputs.cache_seqlens, rotation)
         rotation = None
     fits = _append(inputs, k)
-    k_rows, v_rows = inputs.k_cache, inputs.v_cache
-    if inputs.page_table is not None:
-        k_rows, v_rows = (_gather(cache, inputs.page_table) for cache in (k_rows, v_rows))
+    k_rows, v_rows = _rows_in_use(inputs)
     out, lse, _, _ = forward(
         AttentionInputs(
             q=q,
@@ -33,7 +33,7 @@ def append_and_attend(inputs: DecodeInputs, forward: Forward) -> tuple[Tensor, T
             softcap=inputs.softcap,
             q_start=start,
             kv_start=inputs.kv_start,
-            kv_end=(inputs.cache_seqlens + inputs.num_new).clamp(0, inputs.capacity),
+            kv_end=(inputs.cache_seqlens + inputs.num_new).clamp(0, k_rows.shape[2]),
             rotation=rotation,
         ),
         save_prepared=False,
@@ -45,9 +45,22 @@ def append_and_attend(inputs: DecodeInputs, forward: Forward) -> tuple[Tensor, T
 
 
 def _rotated(x: Tensor, start: Tensor, rotation: Rotation) -> Tensor:
-    """x (B, H, S, D) rotated at positions start + i, rounded once."""
+    """x (B, H, S, D) rotated at positions start + i, rounded once, in the memory order of x."""
     positions = start[:, None] + torch.arange(x.shape[2], device=x.device)
-    return rotate(x.to(compute_dtype(x.dtype)), positions, rotation).to(x.dtype)
+    rotated = rotate(x.to(compute_dtype(x.dtype)), positions, rotation)
+    return empty_in_order_of(x, x.shape).copy_(rotated)
+
+
+def _rows_in_use(inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
+    """k and v as (B, Hkv, rows, X), up to the longest row where the host may know it."""
+    k_rows, v_rows, table = inputs.k_cache, inputs.v_cache, inputs.page_table
+    longest = inputs.capacity
+    if readable(inputs.cache_seqlens) and inputs.cache_seqlens.numel():
+        longest = int(inputs.cache_seqlens.max()) + inputs.num_new
+    if table is None:
+        return k_rows[:, :, :longest], v_rows[:, :, :longest]
+    table = table[:, : -(-longest // k_rows.shape[2])]
+    return _gather(k_rows, table), _gather(v_rows, table)
 
 
 def _gather(pages: Tensor, page_table: Tensor) -> Tensor:

@@ -101,4 +101,23 @@ inline void read_gradients(CallArguments& in, AttentionBackwardParams& p) {
   p.grad_scale = in.pointer<float>("grad_scale");
 }
 
+// What decode calls have beyond it; k and v are the caches.
+inline void read_decode(CallArguments& in, AttentionDecodeParams& p) {
+  p.k_cache = const_cast<void*>(p.k);
+  p.v_cache = const_cast<void*>(p.v);
+  p.rotated_cache = in.value<bool>("rotated_cache");
+  p.cache_seqlens = in.pointer<const int32_t>("cache_seqlens");
+  p.page_table = in.pointer<const int32_t>("page_table");
+  p.stride_page_table_batch = in.value<int64_t>("stride_page_table_batch");
+  const auto pages = in.value<pybind11::tuple>("pages");
+  p.num_pages = pages[0].cast<int64_t>();
+  p.page_size = pages[1].cast<int64_t>();
+  p.pages_per_row = pages[2].cast<int64_t>();
+  p.seqlen_new = in.value<int64_t>("seqlen_new");
+  in.tensor("k_new", p.k_new, p.stride_k_new_batch, p.stride_k_new_head, p.stride_k_new_row);
+  in.tensor("v_new", p.v_new, p.stride_v_new_batch, p.stride_v_new_head, p.stride_v_new_row);
+  in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
+  p.lse = in.pointer<float>("lse");
+}
+
 }  // namespace drope

@@ -4,6 +4,7 @@
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of drope_kernels. Use drope_kernels.attention, not this module.";
   drope::register_attention_backward(module);
+  drope::register_attention_decode(module);
   drope::register_attention_forward(module);
   drope::register_build_info(module);
   drope::register_cpu_isa(module);

@@ -12,15 +12,19 @@ struct CpuOptions {
   int num_threads = 1;  // at most; small calls use fewer
 };
 
-// Both throw std::bad_alloc when working memory, O(seqlen * head_dim), cannot be had.
+// They throw std::bad_alloc when working memory, O(seqlen * head_dim), cannot be had.
 void attention_forward_cpu(const AttentionForwardParams& params, const CpuOptions& options);
 void attention_backward_cpu(const AttentionBackwardParams& params, const CpuOptions& options);
+// Every row has room for its new keys and its pages exist: nothing is checked here. num_splits and
+// the partial results of the parameters are not used.
+void attention_decode_cpu(const AttentionDecodeParams& params, const CpuOptions& options);
 
 // One compiled instance of the kernels.
 struct CpuKernels {
   const char* isa;
   void (*forward)(const AttentionForwardParams&, const CpuOptions&);
   void (*backward)(const AttentionBackwardParams&, const CpuOptions&);
+  void (*decode)(const AttentionDecodeParams&, const CpuOptions&);
   // Measured register-resident multiply-adds of this instance, in flop/s of thread CPU time.
   double (*multiply_add_peak)(DType dtype, double seconds);
 };

@@ -94,4 +94,8 @@ void attention_backward_cpu(const AttentionBackwardParams& params, const CpuOpti
   cpu_kernels().backward(params, options);
 }
 
+void attention_decode_cpu(const AttentionDecodeParams& params, const CpuOptions& options) {
+  cpu_kernels().decode(params, options);
+}
+
 }  // namespace drope

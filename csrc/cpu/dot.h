@@ -20,6 +20,21 @@ struct DotFloat32 {
 
   // Elements [i, i + kLanes) of a row whose words run along the contraction.
   static DROPE_INLINE void store_elements(float* words, int64_t i, Vec x) { store(words + i, x); }
+
+  // Words along a row that lies anywhere: `count` elements, at most kLanes * kDepth; the rest is 0.
+  template <class Element>
+  static DROPE_INLINE Vec load_along(const typename Element::Storage* row, int count) {
+    return count == kLanes ? Element::load(row) : Element::load(row, count);
+  }
+
+  // Words across kDepth rows, of `count` channels from `channel` on, at most kLanes * kDepth; the
+  // rest is 0. Sums of their products are put in the order of channels by `in_order`.
+  template <class Element>
+  static DROPE_INLINE void load_across(const typename Element::Storage* const* rows,
+                                       int64_t channel, int count, Vec* words) {
+    words[0] = load_along<Element>(rows[0] + channel, count);
+  }
+  static DROPE_INLINE void in_order(Vec*) {}
 };
 
 #ifdef __AVX512BF16__
@@ -61,6 +76,35 @@ struct DotBFloat16 {
     const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(second));
     _mm_storeu_ps(words, _mm_castsi128_ps(_mm_unpacklo_epi16(a, b)));
     _mm_storeu_ps(words + 4, _mm_castsi128_ps(_mm_unpackhi_epi16(a, b)));
+  }
+
+  static DROPE_INLINE __m512i load_bits(const uint16_t* p, int count) {
+    if (count == 2 * kLanes) return _mm512_loadu_si512(p);
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), p);
+  }
+
+  // Words along a row that lies anywhere: `count` elements, at most kLanes * kDepth; the rest is 0.
+  template <class Element>
+  static DROPE_INLINE Vec load_along(const uint16_t* row, int count) {
+    return {_mm512_castsi512_ps(load_bits(row, count))};
+  }
+
+  // Words across kDepth rows, of `count` channels from `channel` on, at most kLanes * kDepth; the
+  // rest is 0. Sums of their products are put in the order of channels by `in_order`.
+  template <class Element>
+  static DROPE_INLINE void load_across(const uint16_t* const* rows, int64_t channel, int count,
+                                       Vec* words) {
+    const __m512i a = load_bits(rows[0] + channel, count), b = load_bits(rows[1] + channel, count);
+    words[0].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
+    words[1].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+  }
+  // Of every eight channels, load_across has the first four in one vector, the others in the next.
+  static DROPE_INLINE void in_order(Vec* x) {
+    const __m512i low = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512 first = _mm512_permutex2var_ps(x[0].v, low, x[1].v);
+    x[1].v = _mm512_permutex2var_ps(x[0].v, high, x[1].v);
+    x[0].v = first;
   }
 };
 

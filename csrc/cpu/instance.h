@@ -3,6 +3,7 @@
 
 #include "cpu/attention_cpu.h"
 #include "cpu/backward.h"
+#include "cpu/decode.h"
 #include "cpu/forward.h"
 #include "cpu/peak.h"
 
@@ -12,6 +13,6 @@
 namespace drope::DROPE_ISA {
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {DROPE_NAME_OF(DROPE_ISA), forward, backward, multiply_add_peak};
+const CpuKernels kernels = {DROPE_NAME_OF(DROPE_ISA), forward, backward, decode, multiply_add_peak};
 
 }  // namespace drope::DROPE_ISA

@@ -164,9 +164,9 @@ DROPE_INLINE void rotate_interleaved(const RotaryRows& rows, int64_t row, int64_
 
 // to[c] = rotated from[c], c < count, rounded once, to the narrower of the two element types.
 template <class From, class To>
-void copy_row(const RotaryRows& shared_rows, int64_t row, const typename From::Storage* from,
-              typename To::Storage* to, int64_t count) {
-  const RotaryRows rows = shared_rows;  // a copy: a store could change what a reference leads to
+DROPE_INLINE void rotate_row(const RotaryRows& rows, int64_t row,
+                             const typename From::Storage* from, typename To::Storage* to,
+                             int64_t count) {
   for (int64_t i = 0; i < rows.dim / 2; i += kLanes) {
     const int64_t rest = rows.dim / 2 - i;
     const int pairs = rest < kLanes ? static_cast<int>(rest) : kLanes;
@@ -177,6 +177,13 @@ void copy_row(const RotaryRows& shared_rows, int64_t row, const typename From::S
     }
   }
   if (count > rows.dim) convert_row<From, To>(from + rows.dim, to + rows.dim, count - rows.dim);
+}
+
+template <class From, class To>
+void copy_row(const RotaryRows& shared_rows, int64_t row, const typename From::Storage* from,
+              typename To::Storage* to, int64_t count) {
+  const RotaryRows rows = shared_rows;  // a copy: a store could change what a reference leads to
+  rotate_row<From, To>(rows, row, from, to, count);
 }
 
 template <class From, class To>

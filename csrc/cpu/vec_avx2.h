@@ -72,6 +72,24 @@ DROPE_INLINE float sum_lanes(Vec x) {
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+DROPE_INLINE float max_lanes(Vec x) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+// Lane i of the result is sum_lanes(x[i]).
+DROPE_INLINE Vec sum_each(const Vec (&x)[kLanes]) {
+  __m256 quads[2];  // quads[i], 128-bit part p: part p of rows 4 i .. 4 i + 3, each summed
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m256 ab = _mm256_hadd_ps(x[4 * i].v, x[4 * i + 1].v);
+    const __m256 cd = _mm256_hadd_ps(x[4 * i + 2].v, x[4 * i + 3].v);
+    quads[i] = _mm256_hadd_ps(ab, cd);
+  }
+  return {_mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
+                        _mm256_permute2f128_ps(quads[0], quads[1], 0x31))};
+}
 
 // (a0 a1 .. a7) (b0 .. b7) -> even (a0 a2 .. b6), odd (a1 a3 .. b7), and back.
 DROPE_INLINE void deinterleave(Vec& a, Vec& b) {

@@ -59,6 +59,27 @@ DROPE_INLINE Vec select(Mask m, Vec yes, Vec no) {
   return {_mm512_mask_blend_ps(m.m, no.v, yes.v)};
 }
 DROPE_INLINE float sum_lanes(Vec x) { return _mm512_reduce_add_ps(x.v); }
+DROPE_INLINE float max_lanes(Vec x) { return _mm512_reduce_max_ps(x.v); }
+
+// Lane i of the result is sum_lanes(x[i]).
+DROPE_INLINE Vec sum_each(const Vec (&x)[kLanes]) {
+  __m512 quads[4];  // quads[i], 128-bit part p: part p of rows 4 i .. 4 i + 3, each summed
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = x[4 * i].v, b = x[4 * i + 1].v, c = x[4 * i + 2].v, d = x[4 * i + 3].v;
+    const __m512d ab =
+        _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd =
+        _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  }
+  // Sums of even and odd 128-bit parts, first those of one operand, then those of the other.
+  const auto sum_parts = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return {sum_parts(sum_parts(quads[0], quads[1]), sum_parts(quads[2], quads[3]))};
+}
 
 // (a0 a1 .. a15) (b0 .. b15) -> even (a0 a2 .. b14), odd (a1 a3 .. b15), and back.
 DROPE_INLINE void deinterleave(Vec& a, Vec& b) {

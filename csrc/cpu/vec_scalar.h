@@ -78,6 +78,9 @@ DROPE_INLINE Vec times_two_to_floor(Vec p, Vec x) {
   return {p.v * (NativeFloat)(exponent << 23)};
 }
 DROPE_INLINE float sum_lanes(Vec x) { return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]); }
+DROPE_INLINE float max_lanes(Vec x) {
+  return std::fmax(std::fmax(x.v[0], x.v[2]), std::fmax(x.v[1], x.v[3]));
+}
 
 // (a0 a1 a2 a3) (b0 b1 b2 b3) -> even (a0 a2 b0 b2), odd (a1 a3 b1 b3), and back.
 DROPE_INLINE void deinterleave(Vec& a, Vec& b) {
@@ -95,6 +98,13 @@ DROPE_INLINE void interleave(Vec& a, Vec& b) {
 DROPE_INLINE void transpose(Vec (&row)[kLanes]) {
   const NativeFloat a = row[0].v, b = row[1].v, c = row[2].v, d = row[3].v;
   for (int i = 0; i < kLanes; ++i) row[i].v = NativeFloat{a[i], b[i], c[i], d[i]};
+}
+
+// Lane i of the result is sum_lanes(x[i]).
+DROPE_INLINE Vec sum_each(const Vec (&x)[kLanes]) {
+  Vec row[kLanes] = {x[0], x[1], x[2], x[3]};
+  transpose(row);
+  return (row[0] + row[2]) + (row[1] + row[3]);
 }
 
 // Lanes [kRows * i, kRows * (i + 1)) go to p + i * stride: here there is one part.

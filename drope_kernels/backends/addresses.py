@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec import AttentionInputs, DecodeInputs
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType, attention_params.h
 
@@ -64,3 +64,48 @@ def call_arguments(inputs: AttentionInputs) -> tuple[dict[str, Any], list[Tensor
         "stride_kv_positions_batch": seqlen_kv,
     }
     return arguments, alive
+
+
+def decode_arguments(
+    inputs: DecodeInputs, out: Tensor, lse: Tensor
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """What decode calls of _C share, and the tensors to keep alive meanwhile."""
+    arguments, alive = call_arguments(_without_append(inputs))
+    batch, heads_q, seqlen_q, head_dim = inputs.q.shape
+    heads_kv, rows, head_dim_v = inputs.v_cache.shape[1:]
+    lengths, table, num_pages = inputs.cache_seqlens.contiguous(), inputs.page_table, 0
+    alive.append(lengths)
+    if table is not None:
+        table, num_pages = table.contiguous(), inputs.k_cache.shape[0]
+        alive.append(table)
+    arguments |= {
+        "shape": (batch, heads_q, heads_kv, seqlen_q, inputs.capacity, head_dim, head_dim_v),
+        "rotated_cache": inputs.rotated_cache,
+        "cache_seqlens": lengths.data_ptr(),
+        "page_table": 0 if table is None else table.data_ptr(),
+        "stride_page_table_batch": 0 if table is None else table.stride(0),
+        "pages": (num_pages, rows, 0) if table is None else (num_pages, rows, table.shape[1]),
+        "seqlen_new": inputs.num_new,
+        "k_new": strided(inputs.k),
+        "v_new": strided(inputs.v),
+        "out": strided(out),
+        "lse": lse.data_ptr(),
+    }
+    return arguments, alive
+
+
+def _without_append(inputs: DecodeInputs) -> AttentionInputs:
+    """What decode has in common with attention; k and v are the caches."""
+    return AttentionInputs(
+        q=inputs.q,
+        k=inputs.k_cache,
+        v=inputs.v_cache,
+        scale=inputs.scale,
+        causal=True,
+        window=inputs.window,
+        softcap=inputs.softcap,
+        q_start=0,
+        kv_start=inputs.kv_start,
+        kv_end=None,
+        rotation=inputs.rotation,
+    )

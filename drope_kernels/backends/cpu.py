@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from drope_kernels import _C
-from drope_kernels.backends.addresses import DTYPE_CODES, call_arguments, strided
+from drope_kernels.backends.addresses import (
+    DTYPE_CODES,
+    call_arguments,
+    decode_arguments,
+    strided,
+)
 from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_order_of
 from drope_kernels.packed import join_backward, join_forward
-from drope_kernels.spec import AttentionInputs, AttentionSpec
+from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cpu"
-decode = None  # append, then forward
 
 MAX_HEAD_DIM = 256
 # Tiles of queries count keys in int32.
@@ -106,3 +110,14 @@ def backward(
     )
     del alive
     return grad_q, grad_k, grad_v, grad_scale
+
+
+def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
+    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
+    q = inputs.q
+    out = empty_in_order_of(q, (*q.shape[:3], inputs.v_cache.shape[3]))
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    arguments, alive = decode_arguments(inputs, out, lse)
+    _C.attention_decode(**arguments, num_threads=torch.get_num_threads())
+    del alive
+    return out, lse

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels import _C
-from drope_kernels.backends.addresses import call_arguments, strided
+from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.layout import (
     empty_grad_scale,
@@ -196,30 +196,10 @@ class CudaBackend:
         # A few rows each: a copy costs less than another backend would.
         q = _aligned(inputs.q)
         k, v = (None if x is None else _aligned(x) for x in (inputs.k, inputs.v))
-        arguments, alive = call_arguments(_without_append(replace(inputs, q=q)))
-        lengths = inputs.cache_seqlens.contiguous()
-        table, num_pages = inputs.page_table, 0
-        if table is not None:
-            table, num_pages = table.contiguous(), k_cache.shape[0]
-        batch, heads_q, seqlen_q, head_dim = q.shape
-        heads_kv, rows, head_dim_v = v_cache.shape[1:]
-        arguments |= {
-            "shape": (batch, heads_q, heads_kv, seqlen_q, inputs.capacity, head_dim, head_dim_v),
-            "rotated_cache": inputs.rotated_cache,
-            "cache_seqlens": lengths.data_ptr(),
-            "page_table": 0 if table is None else table.data_ptr(),
-            "stride_page_table_batch": 0 if table is None else table.stride(0),
-            "pages": (num_pages, rows, 0) if table is None else (num_pages, rows, table.shape[1]),
-            "seqlen_new": inputs.num_new,
-            "k_new": strided(k),
-            "v_new": strided(v),
-            "out": strided(out),
-            "lse": lse.data_ptr(),
-            "family": 80,
-            "deterministic": True,
-        }
-        tensors = [q, k_cache, v_cache, out, lse, lengths, *alive]
-        tensors += [x for x in (k, v, table) if x is not None]
+        arguments, alive = decode_arguments(replace(inputs, q=q, k=k, v=v), out, lse)
+        arguments |= {"family": 80, "deterministic": True}
+        tensors = [q, k_cache, v_cache, out, lse, *alive]
+        tensors += [x for x in (k, v) if x is not None]
         self.launch("cuda_attention_decode", arguments, tensors)
         return out, lse
 
@@ -283,23 +263,6 @@ def _packed_arguments(inputs: AttentionInputs, alive: list[Tensor]) -> dict[str,
 
 def _aligned(x: Tensor) -> Tensor:
     return x if is_aligned(x) else x.contiguous()
-
-
-def _without_append(inputs: DecodeInputs) -> AttentionInputs:
-    """What decode has in common with attention; k and v are the caches."""
-    return AttentionInputs(
-        q=inputs.q,
-        k=inputs.k_cache,
-        v=inputs.v_cache,
-        scale=inputs.scale,
-        causal=True,
-        window=inputs.window,
-        softcap=inputs.softcap,
-        q_start=0,
-        kv_start=inputs.kv_start,
-        kv_end=None,
-        rotation=inputs.rotation,
-    )
 
 
 _cuda = CudaBackend(
