@@ -13,14 +13,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from drope_kernels.backends.triton.params import MAX_SEQLEN
 from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "triton"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
-MAX_SEQLEN = 2**29
 MAX_PROGRAMS = 2**31 - 1
 OLDEST_CAPABILITY = (8, 0)
+OLDEST_TRITON = (3, 6)
 
 
 @cache
@@ -45,21 +46,29 @@ class TritonBackend:
         """Why it cannot run on this machine at all."""
         if find_spec("triton") is None:
             return "triton is not installed; pip install 'drope_kernels[triton]' brings it."
-        if self.device_type != "cuda":
-            return None
-        if not torch.cuda.is_available():
-            return "it runs on NVIDIA GPUs, and torch sees none."
-        capability = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
-        if capability < OLDEST_CAPABILITY:
-            has = "{}.{}".format(*capability)
-            return f"it needs compute capability 8.0 or later, the GPU has {has}."
+        if self.device_type == "cuda":
+            if torch.version.hip is not None:
+                return "it runs on NVIDIA GPUs, and this torch is built for AMD's (HIP)."
+            if not torch.cuda.is_available():
+                return "it runs on NVIDIA GPUs, and torch sees none."
+            reasons = [_too_old(index) for index in range(torch.cuda.device_count())]
+            if None not in reasons:
+                return reasons[0]
+        installed: str = import_module("triton").__version__
+        if tuple(map(int, installed.split(".")[:2])) < OLDEST_TRITON:
+            oldest = "{}.{}".format(*OLDEST_TRITON)
+            return f"it needs triton {oldest} or later, {installed} is installed."
         return None
 
     def supports(self, spec: AttentionSpec) -> str | None:
         """Why it cannot serve a call."""
         if spec.device != self.device_type:
-            return f"it computes on {self.device_type} tensors and these are on {spec.device}."
-        return self.unavailable() or _unsupported(spec)
+            device = "CUDA devices" if self.device_type == "cuda" else f"{self.device_type} tensors"
+            return f"it computes on {device} and the tensors are on {spec.device}."
+        reason = self.unavailable()
+        if reason is None and self.device_type == "cuda":
+            reason = _too_old(spec.device_index)
+        return reason or _unsupported(spec)
 
     def forward(
         self, inputs: AttentionInputs, *, save_prepared: bool
@@ -93,6 +102,16 @@ class TritonBackend:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
         results: tuple[Tensor, Tensor] = _launcher("decode").decode(inputs)
         return results
+
+
+@cache
+def _too_old(index: int) -> str | None:
+    """Why GPU number `index` runs no kernel."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= OLDEST_CAPABILITY:
+        return None
+    has = "{}.{}".format(*capability)
+    return f"it needs compute capability 8.0 or later, the GPU has {has}."
 
 
 def _unsupported(spec: AttentionSpec) -> str | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.sequence import clamp
+from drope_kernels.backends.triton.sequence import FARTHEST, NO_LIMIT, clamp
 
 
 class IndexRange(NamedTuple):
@@ -31,12 +31,24 @@ class BlockRange(NamedTuple):
 
 
 @triton.jit
+def _keys_of_first(sequence, mask):
+    """The keys that query 0 sees, were there keys everywhere; query i sees those i further on."""
+    index = tl.cast(sequence.q_start, tl.int64)
+    begin = clamp(index - mask.behind, -FARTHEST, FARTHEST)
+    end = clamp(index + mask.ahead, -FARTHEST, FARTHEST)
+    return IndexRange(
+        tl.where(mask.behind == NO_LIMIT, -FARTHEST, tl.cast(begin, tl.int32)),
+        tl.where(mask.ahead == NO_LIMIT, FARTHEST, tl.cast(end, tl.int32)),
+    )
+
+
+@triton.jit
 def keys_of(sequence, mask, query):
     """The keys that `query` of the sequence sees."""
-    index = sequence.q_start + query
+    first = _keys_of_first(sequence, mask)
     return IndexRange(
-        clamp(index - mask.behind, sequence.kv_begin, sequence.kv_end),
-        clamp(index + mask.ahead, sequence.kv_begin, sequence.kv_end),
+        clamp(first.begin + query, sequence.kv_begin, sequence.kv_end),
+        clamp(first.end + query, sequence.kv_begin, sequence.kv_end),
     )
 
 
@@ -44,9 +56,9 @@ def keys_of(sequence, mask, query):
 def queries_of(sequence, mask, key):
     """The queries of the sequence that see `key`."""
     valid = (key >= sequence.kv_begin) & (key < sequence.kv_end)
-    index = key - sequence.q_start
-    begin = clamp(index - mask.ahead + 1, 0, sequence.seqlen_q)
-    end = clamp(index + mask.behind + 1, 0, sequence.seqlen_q)
+    first = _keys_of_first(sequence, mask)
+    begin = clamp(key - first.end + 1, 0, sequence.seqlen_q)
+    end = clamp(key - first.begin + 1, 0, sequence.seqlen_q)
     return IndexRange(tl.where(valid, begin, 0), tl.where(valid, end, 0))
 
 
@@ -99,3 +111,23 @@ def _blocks(some, all_begin, all_end, BLOCK: tl.constexpr):
     full_begin = clamp((all_begin + BLOCK - 1) // BLOCK, begin, end)
     full_end = clamp(all_end // BLOCK, full_begin, end)
     return BlockRange(begin, full_begin, full_end, end)
+
+
+@triton.jit
+def count_blocks(blocks, MASKED: tl.constexpr):
+    """How many blocks need a mask, before the full ones and behind them, or how many need none."""
+    num_full = blocks.full_end - blocks.full_begin
+    if MASKED:
+        return blocks.end - blocks.begin - num_full
+    return num_full
+
+
+@triton.jit
+def nth_block(blocks, n, MASKED: tl.constexpr):
+    """The n-th of the blocks that `count_blocks` counts."""
+    if MASKED:
+        block = blocks.begin + n
+        return tl.where(
+            block < blocks.full_begin, block, block + blocks.full_end - blocks.full_begin
+        )
+    return blocks.full_begin + n

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.block_range import keys_of, keys_of_tile, kv_blocks
+from drope_kernels.backends.triton.block_range import (
+    IndexRange,
+    count_blocks,
+    keys_of,
+    keys_of_tile,
+    kv_blocks,
+    nth_block,
+)
 from drope_kernels.backends.triton.mask import mask_scores
-from drope_kernels.backends.triton.prepare import load_rotated
+from drope_kernels.backends.triton.prepare import rotate_rows
 from drope_kernels.backends.triton.rotary import query_positions
-from drope_kernels.backends.triton.rows import load_tile, row_address, store_tile
+from drope_kernels.backends.triton.rows import (
+    HeadRows,
+    load_block,
+    load_tile,
+    row_address,
+    store_tile,
+)
+from drope_kernels.backends.triton.schedule import scheduled_tile
 from drope_kernels.backends.triton.sequence import work_tile
 from drope_kernels.backends.triton.softmax import (
     LOG2_E,
@@ -19,25 +35,30 @@ from drope_kernels.backends.triton.softmax import (
     query_scale,
     update,
 )
+from drope_kernels.backends.triton.unspecialized import plain_mask, plain_schedule, plain_shape
+
+
+class Queries(NamedTuple):
+    """A tile of queries and what it asks of keys."""
+
+    q: tl.tensor  # (BLOCK_Q, BLOCK_DIM), rotated
+    keys: IndexRange  # that each query sees
+    tile_keys: IndexRange  # that any of them sees
+    scale: tl.tensor  # (BLOCK_Q,)
+    scale_log2: tl.tensor  # (BLOCK_Q,) what turns scores, capped ones too, into powers of 2
+    softcap: tl.tensor
 
 
 @triton.jit
 def attend(
     acc_o,
     softmax,
-    q,
-    k_address,
-    k_stride_row,
-    v_address,
-    v_stride_row,
-    first_block,
-    end_block,
-    keys,
-    tile_keys,
-    scale_log2,
-    scale,
-    softcap,
+    queries,
+    k,
+    v,
+    blocks,
     MASKED: tl.constexpr,
+    HAS_UNSEEN_KEYS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
@@ -46,54 +67,69 @@ def attend(
     BLOCK_KV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attends to kv blocks first_block up to end_block."""
-    row = tl.arange(0, BLOCK_KV)
-    channel, channel_v = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_DIM_V)
-    for kv_block in tl.range(first_block, end_block):
-        key = kv_block * BLOCK_KV + row
-        # Keys that no query of the tile sees may hold anything, NaN too: they are zeros to it.
-        is_key = (key >= tile_keys.begin) & (key < tile_keys.end) if MASKED else key >= 0
-        k_first = k_address + tl.cast(kv_block * BLOCK_KV, tl.int64) * k_stride_row
-        k = load_tile(k_first, k_stride_row, row, is_key, channel, HEAD_DIM)
-        acc_s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if HAS_SOFTCAP:
-            acc_s = cap_scores(acc_s, scale, softcap)
+    """Attends to the kv blocks that need a mask, or to those that need none."""
+    for n in tl.range(count_blocks(blocks, MASKED)):
+        kv_block = nth_block(blocks, n, MASKED)
+        is_key, is_value = None, None
         if MASKED:
-            acc_s = mask_scores(acc_s, keys, kv_block * BLOCK_KV, BLOCK_KV)
-        p, row_scale, softmax = update(softmax, acc_s, scale_log2)
+            key = kv_block * BLOCK_KV + tl.arange(0, BLOCK_KV)
+            is_value = (key >= queries.tile_keys.begin) & (key < queries.tile_keys.end)
+            if k.tma is None:
+                is_key = is_value
+            # Keys that nobody sees may hold NaN, which 0 p of theirs would not keep out.
+            if v.tma is not None and not HAS_UNSEEN_KEYS:
+                is_value = None
+        k_tile = load_block(k, kv_block, is_key, HEAD_DIM, BLOCK_KV, BLOCK_DIM)
+        acc_s = tl.dot(queries.q, tl.trans(k_tile), input_precision=PRECISION)
+        if HAS_SOFTCAP:
+            acc_s = cap_scores(acc_s, queries.scale, queries.softcap)
+        if MASKED:
+            acc_s = mask_scores(acc_s, queries.keys, kv_block * BLOCK_KV, BLOCK_KV)
+        p, row_scale, softmax = update(softmax, acc_s, queries.scale_log2)
         acc_o = acc_o * row_scale[:, None]
-        v_first = v_address + tl.cast(kv_block * BLOCK_KV, tl.int64) * v_stride_row
-        v = load_tile(v_first, v_stride_row, row, is_key, channel_v, HEAD_DIM_V)
-        acc_o = tl.dot(p.to(v.dtype), v, acc_o, input_precision=PRECISION)
+        v_tile = load_block(v, kv_block, is_value, HEAD_DIM_V, BLOCK_KV, BLOCK_DIM_V)
+        acc_o = tl.dot(p.to(v_tile.dtype), v_tile, acc_o, input_precision=PRECISION)
     return acc_o, softmax
 
 
-@triton.jit(do_not_specialize=("shape", "mask", "num_tiles"))
+@triton.jit
 def forward_kernel(
     q,  # (batch, num_heads_q, seqlen_q, head_dim)
     k,  # (batch, num_heads_kv, seqlen_kv, head_dim), rotated
     v,  # (batch, num_heads_kv, seqlen_kv, head_dim_v)
+    k_tma,  # k and v in blocks of (1, 1, BLOCK_KV, BLOCK_DIM or BLOCK_DIM_V); None: no TMA
+    v_tma,
     out,  # (batch, num_heads_q, seqlen_q, head_dim_v)
     lse,  # (batch, num_heads_q, seqlen_q) contiguous, float32
-    q_prepared,  # like q, contiguous; None: not saved
+    q_prepared,  # like q, contiguous, to be written; None: position-free
     shape,
     mask,
+    ranges,
     scale,
     rotary,
-    num_tiles,
+    schedule,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_DIM_V: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    HAS_UNSEEN_KEYS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_KV: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_STILL: tl.constexpr,
+    BLOCK_ROTATED: tl.constexpr,  # queries that rotate at a time: as many as registers hold
 ):
-    program = tl.program_id(0)
-    work = work_tile(shape, mask, program, shape.num_heads_q, num_tiles, False, BLOCK_Q)
+    shape, mask = plain_shape(shape), plain_mask(mask)
+    schedule = plain_schedule(schedule)
+    head_row, tile = scheduled_tile(schedule, tl.program_id(0))
+    program = head_row * schedule.num_tiles + tile
+    work = work_tile(
+        shape, mask, ranges, program, shape.num_heads_q, schedule.num_tiles, False, BLOCK_Q
+    )
     sequence, head = work.sequence, work.head
     kv_head = head // (shape.num_heads_q // shape.num_heads_kv)
     row = tl.arange(0, BLOCK_Q)
@@ -101,58 +137,58 @@ def forward_kernel(
     is_query = query < sequence.seqlen_q
     first_row = sequence.first_q + work.first
 
-    q_tile = load_rotated(
-        row_address(q, sequence.batch, head, first_row),
-        q.stride_row,
-        row,
-        is_query,
-        query_positions(rotary, sequence, query, is_query),
-        rotary,
-        kv_head,
-        HEAD_DIM,
-        BLOCK_DIM,
-        ROTARY_DIM,
-        INTERLEAVED,
-    )
-    if q_prepared is not None:
-        target = row_address(q_prepared, sequence.batch, head, first_row)
-        channel = tl.arange(0, BLOCK_DIM)
-        store_tile(target, q_prepared.stride_row, row, is_query, channel, q_tile, HEAD_DIM)
+    source = q
+    if ROTARY_DIM > 0:
+        for first in tl.range(0, BLOCK_Q, BLOCK_ROTATED, num_stages=1):
+            some = first + tl.arange(0, BLOCK_ROTATED)
+            is_some = work.first + some < sequence.seqlen_q
+            rotate_rows(
+                row_address(q, sequence.batch, head, first_row),
+                q.stride_row,
+                row_address(q_prepared, sequence.batch, head, first_row),
+                q_prepared.stride_row,
+                some,
+                is_some,
+                query_positions(rotary, sequence, work.first + some, is_some),
+                rotary,
+                kv_head,
+                HEAD_DIM,
+                ROTARY_DIM,
+                INTERLEAVED,
+                BLOCK_PAIRS,
+                BLOCK_STILL,
+            )
+        # Back from memory, where other threads of the program wrote it: products then find q in
+        # shared memory as they find a q that does not rotate.
+        tl.debug_barrier()
+        source = q_prepared
+    q_address = row_address(source, sequence.batch, head, first_row)
+    channel = tl.arange(0, BLOCK_DIM)
+    q_tile = load_tile(q_address, source.stride_row, row, is_query, channel, HEAD_DIM)
 
-    natural_scale = query_scale(scale, sequence, head, query, is_query)
-    scale_log2 = natural_scale * LOG2_E
-    if HAS_SOFTCAP:
-        scale_log2 = tl.full((BLOCK_Q,), LOG2_E, tl.float32)
+    logit_scale = query_scale(scale, sequence, head, query, is_query)
+    scale_log2 = tl.full((BLOCK_Q,), LOG2_E, tl.float32) if HAS_SOFTCAP else logit_scale * LOG2_E
     keys = keys_of(sequence, mask, query)
     tile_keys = keys_of_tile(sequence, mask, work.first, BLOCK_Q)
-    blocks = kv_blocks(sequence, mask, work.first, BLOCK_Q, BLOCK_KV)
+    queries = Queries(q_tile, keys, tile_keys, logit_scale, scale_log2, scale.softcap)
     k_address = row_address(k, sequence.batch, kv_head, sequence.first_k)
     v_address = row_address(v, sequence.batch, kv_head, sequence.first_k)
+    head_k = HeadRows(k_address, k.stride_row, k_tma, sequence.batch, kv_head, sequence.first_k)
+    head_v = HeadRows(v_address, v.stride_row, v_tma, sequence.batch, kv_head, sequence.first_k)
+    blocks = kv_blocks(sequence, mask, work.first, BLOCK_Q, BLOCK_KV)
 
     acc_o = tl.zeros((BLOCK_Q, BLOCK_DIM_V), tl.float32)
     softmax = new_softmax(BLOCK_Q)
-    for phase in tl.static_range(3):
-        first_block, end_block = blocks.begin, blocks.full_begin
-        if phase == 1:
-            first_block, end_block = blocks.full_begin, blocks.full_end
-        if phase == 2:
-            first_block, end_block = blocks.full_end, blocks.end
+    for masked in tl.static_range(2):
         acc_o, softmax = attend(
             acc_o,
             softmax,
-            q_tile,
-            k_address,
-            k.stride_row,
-            v_address,
-            v.stride_row,
-            first_block,
-            end_block,
-            keys,
-            tile_keys,
-            scale_log2,
-            natural_scale,
-            scale.softcap,
-            phase != 1,
+            queries,
+            head_k,
+            head_v,
+            blocks,
+            masked == 1,
+            HAS_UNSEEN_KEYS,
             HAS_SOFTCAP,
             HEAD_DIM,
             HEAD_DIM_V,

@@ -7,12 +7,6 @@ import triton.language as tl
 
 
 @triton.jit
-def contains(seen, index):
-    """Whether each `index` lies in the range of each row: (rows, 1) against (1, columns)."""
-    return (index >= seen.begin) & (index < seen.end)
-
-
-@triton.jit
 def mask_scores(acc_s, keys, first_key, BLOCK_KV: tl.constexpr):
     """acc_s (BLOCK_Q, BLOCK_KV): scores of keys first_key + column; keys: what each row sees."""
     key = first_key + tl.arange(0, BLOCK_KV)[None, :]

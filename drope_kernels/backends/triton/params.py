@@ -12,10 +12,12 @@ from torch import Tensor
 
 from drope_kernels.spec import AttentionInputs, Rotation
 
-MAX_SEQLEN = 2**29
-# No index of a key is as large, and sums of two such numbers and a row fit an int32.
-_FARTHEST_START = 2**29
-_UNLIMITED = 2**30
+MAX_SEQLEN = 2**28 - 1
+# MaskParams.behind and .ahead of calls without a window. Wider windows than this have no effect
+# unless q_start is as far away.
+UNLIMITED = 2**31 - 1
+# No index of a key is larger, and four times the distance of two such indices fits an int32.
+_FARTHEST_START = MAX_SEQLEN
 
 
 class Rows(NamedTuple):
@@ -28,27 +30,32 @@ class Rows(NamedTuple):
 
 
 class ShapeParams(NamedTuple):
-    """Sizes, and in packed calls whose rows are whose."""
+    """Sizes."""
 
     batch: int  # 1 in packed calls
     num_heads_q: int
     num_heads_kv: int
     seqlen_q: int  # of all sequences together in packed calls
     seqlen_kv: int
-    cu_seqlens_q: Tensor | None  # (num_seqs + 1,) int32; None: not packed
-    cu_seqlens_k: Tensor | None
-    num_seqs: int
+    num_seqs: int  # 0: not packed
 
 
 class MaskParams(NamedTuple):
     """Query i at key index x = q_start + i sees keys x - behind up to x + ahead, the end excluded.
 
-    Not used of packed calls: q_start, q_offset, kv_start, kv_end.
+    q_start is that of RangeParams, q_offset, or of packed calls seqlen_kv - seqlen_q.
     """
 
     behind: int
     ahead: int
     q_offset: int
+
+
+class RangeParams(NamedTuple):
+    """Where sequences and their valid keys are: values that the caller keeps on the device."""
+
+    cu_seqlens_q: Tensor | None  # (num_seqs + 1,) int32; None: not packed
+    cu_seqlens_k: Tensor | None
     q_start: Tensor | None  # (batch,) int32; None: q_offset
     kv_start: Tensor | None  # (batch,) int32; None: 0
     kv_end: Tensor | None  # (batch,) int32; None: seqlen_kv
@@ -72,10 +79,8 @@ class RotaryParams(NamedTuple):
     turns_lo: Tensor | None
     num_tables: int  # 1 or num_heads_kv
     attention_factor: float
-    positions: Tensor | None  # (batch, seqlen_q) float32; None: q_start + i
-    kv_positions: Tensor | None  # (batch, seqlen_kv) float32; None: j
-    stride_positions_batch: int
-    stride_kv_positions_batch: int
+    positions: Tensor | None  # (batch, seqlen_q) contiguous float32; None: q_start + i
+    kv_positions: Tensor | None  # (batch, seqlen_kv) contiguous float32; None: j
 
 
 def rows_of(x: Tensor) -> Rows:
@@ -88,27 +93,61 @@ def rows_of(x: Tensor) -> Rows:
 def shape_params(inputs: AttentionInputs) -> ShapeParams:
     batch, num_heads_q, seqlen_q, _ = inputs.q.shape
     _, num_heads_kv, seqlen_kv, _ = inputs.k.shape
-    ends_q, ends_k = _contiguous(inputs.cu_seqlens_q), _contiguous(inputs.cu_seqlens_k)
-    num_seqs = 0 if ends_q is None else ends_q.shape[0] - 1
-    return ShapeParams(
-        batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, ends_q, ends_k, num_seqs
-    )
+    num_seqs = 0 if inputs.cu_seqlens_q is None else inputs.cu_seqlens_q.shape[0] - 1
+    return ShapeParams(batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, num_seqs)
 
 
 def mask_params(inputs: AttentionInputs) -> MaskParams:
-    behind = _UNLIMITED if inputs.window is None else min(inputs.window - 1, _UNLIMITED)
-    ahead = _UNLIMITED if inputs.window is None else min(inputs.window, _UNLIMITED)
-    if inputs.causal:
-        ahead = 1
-    starts, ends = _contiguous(inputs.kv_start), _contiguous(inputs.kv_end)
-    q_start = inputs.q_start
+    """Exact for any int q_start; of a tensor q_start, for windows below UNLIMITED."""
+    window, q_start = inputs.window, inputs.q_start
+    behind = UNLIMITED if window is None else window - 1
+    ahead = 1 if inputs.causal else UNLIMITED if window is None else window
     if isinstance(q_start, Tensor):
-        return MaskParams(behind, ahead, 0, q_start.contiguous(), starts, ends)
-    # An index beyond every key, of a window wider than every key, still has its exact ends.
-    q_offset = min(max(q_start, -_FARTHEST_START), _FARTHEST_START)
-    behind = min(max(q_offset - (q_start - behind), -_UNLIMITED), _UNLIMITED)
-    ahead = min(max(q_start + ahead - q_offset, -_UNLIMITED), _UNLIMITED)
-    return MaskParams(behind, ahead, q_offset, None, starts, ends)
+        return MaskParams(min(behind, UNLIMITED), min(ahead, UNLIMITED), 0)
+    q_offset = _bounded(q_start, _FARTHEST_START)
+    if behind != UNLIMITED:
+        behind = q_offset - _bounded(q_start - behind, MAX_SEQLEN)
+    if ahead != UNLIMITED:
+        ahead = _bounded(q_start + ahead, MAX_SEQLEN) - q_offset
+    return MaskParams(behind, ahead, q_offset)
+
+
+def range_params(inputs: AttentionInputs) -> RangeParams:
+    q_start = inputs.q_start if isinstance(inputs.q_start, Tensor) else None
+    tensors = (inputs.cu_seqlens_q, inputs.cu_seqlens_k, q_start, inputs.kv_start, inputs.kv_end)
+    return RangeParams(*map(_contiguous, tensors))
+
+
+def every_key_is_seen(inputs: AttentionInputs) -> bool:
+    """Whether each key is seen by a query, whatever the tensors of the call say.
+
+    Then a key that a tile of queries does not see is a number all the same: 0 p of it is 0.
+    """
+    values = (inputs.cu_seqlens_q, inputs.kv_start, inputs.kv_end)
+    if isinstance(inputs.q_start, Tensor) or any(x is not None for x in values):
+        return False
+    first, last = inputs.q_start, inputs.q_start + inputs.q.shape[2] - 1
+    begin = 0 if inputs.window is None else first - inputs.window + 1
+    end = last + 1 if inputs.causal else inputs.k.shape[2]
+    if inputs.window is not None and not inputs.causal:
+        end = last + inputs.window
+    return begin <= 0 and end >= inputs.k.shape[2]
+
+
+def every_query_sees(inputs: AttentionInputs) -> bool:
+    """Whether each query sees a key, whatever the tensors of the call say.
+
+    Then a query that does not see a tile of keys is numbers all the same: 0 dS of it is 0.
+    """
+    values = (inputs.cu_seqlens_q, inputs.kv_start, inputs.kv_end)
+    if isinstance(inputs.q_start, Tensor) or any(x is not None for x in values):
+        return False
+    first, last = inputs.q_start, inputs.q_start + inputs.q.shape[2] - 1
+    begin = 0 if inputs.window is None else last - inputs.window + 1
+    end = first + 1 if inputs.causal else inputs.k.shape[2]
+    if inputs.window is not None and not inputs.causal:
+        end = first + inputs.window
+    return begin < inputs.k.shape[2] and end > 0
 
 
 def scale_params(inputs: AttentionInputs) -> ScaleParams:
@@ -122,19 +161,20 @@ def scale_params(inputs: AttentionInputs) -> ScaleParams:
 
 def rotary_params(rotation: Rotation | None) -> RotaryParams:
     if rotation is None:
-        return RotaryParams(None, None, 1, 1.0, None, None, 0, 0)
+        return RotaryParams(None, None, 1, 1.0, None, None)
     turns = rotation.turns.to(torch.float32)
-    positions, kv_positions = _contiguous(rotation.positions), _contiguous(rotation.kv_positions)
     return RotaryParams(
         turns[0].contiguous(),
         turns[1].contiguous(),
         turns.shape[1],
         rotation.attention_factor,
-        positions,
-        kv_positions,
-        0 if positions is None else positions.shape[1],
-        0 if kv_positions is None else kv_positions.shape[1],
+        _contiguous(rotation.positions),
+        _contiguous(rotation.kv_positions),
     )
+
+
+def _bounded(index: int, farthest: int) -> int:
+    return min(max(index, -farthest), farthest)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -1,85 +1,100 @@
-"""k' = R(position) k: the keys of a call rotated once, rounded once to the input dtype."""
+"""x' = R(position) x: rows rotated from memory to memory, rounded once to their dtype."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.rotary import key_positions, partner_of, rotate
-from drope_kernels.backends.triton.rows import load_tile, row_address, store_tile
+from drope_kernels.backends.triton.pairs import angles_at, load_parts, load_turns, rotate_pairs
+from drope_kernels.backends.triton.rotary import key_positions
+from drope_kernels.backends.triton.rows import row_address, store_tile
 from drope_kernels.backends.triton.sequence import work_tile
+from drope_kernels.backends.triton.unspecialized import plain_mask, plain_shape
 
 
 @triton.jit
-def load_rotated(
-    address,
-    stride_row,
+def rotate_rows(
+    source,
+    stride_source,
+    target,
+    stride_target,
     row,
     is_row,
     position,
     rotary,
     kv_head,
     DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_STILL: tl.constexpr,
 ):
-    """Rows rotated on the way from memory, in the dtype that they have there."""
-    channel = tl.arange(0, BLOCK_DIM)
-    x = load_tile(address, stride_row, row, is_row, channel, DIM)
-    if ROTARY_DIM > 0:
-        other = partner_of(channel, ROTARY_DIM, INTERLEAVED)
-        partner = load_tile(address, stride_row, row, is_row, other, DIM)
-        x = rotate(
-            x.to(tl.float32),
-            partner.to(tl.float32),
-            position,
-            rotary,
-            kv_head,
-            1.0,
-            ROTARY_DIM,
-            INTERLEAVED,
-            BLOCK_DIM,
-        )
-    return x.to(address.dtype.element_ty)
+    """Rows `row` (BLOCK_ROWS,) behind `source`, at `position` (BLOCK_ROWS,), to `target`."""
+    x = load_parts(
+        source,
+        row * stride_source,
+        is_row,
+        DIM,
+        ROTARY_DIM,
+        INTERLEAVED,
+        BLOCK_PAIRS,
+        BLOCK_STILL,
+    )
+    turns = load_turns(rotary, kv_head, ROTARY_DIM, BLOCK_PAIRS)
+    y = rotate_pairs(x, angles_at(position, turns, rotary.attention_factor))
+    if INTERLEAVED:
+        channel = tl.arange(0, 2 * BLOCK_PAIRS)
+        tile = tl.reshape(tl.join(y.first, y.second), (row.shape[0], 2 * BLOCK_PAIRS))
+        store_tile(target, stride_target, row, is_row, channel, tile, ROTARY_DIM)
+    else:
+        HALF: tl.constexpr = ROTARY_DIM // 2
+        pair = tl.arange(0, BLOCK_PAIRS)
+        store_tile(target, stride_target, row, is_row, pair, y.first, HALF)
+        store_tile(target + HALF, stride_target, row, is_row, pair, y.second, HALF)
+    if BLOCK_STILL > 0:
+        channel = tl.arange(0, BLOCK_STILL)
+        still = target + ROTARY_DIM
+        store_tile(still, stride_target, row, is_row, channel, y.still, DIM - ROTARY_DIM)
 
 
-@triton.jit(do_not_specialize=("shape", "mask", "num_tiles"))
+@triton.jit(do_not_specialize=("num_tiles",))
 def prepare_kernel(
-    k,
-    k_prepared,
+    k,  # (batch, num_heads_kv, seqlen_kv, head_dim)
+    k_prepared,  # likewise
     shape,
     mask,
+    ranges,
     rotary,
     num_tiles,
     HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_STILL: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ):
-    """Rows outside every sequence of a packed call stay as they are."""
+    """The keys of a call, once for all queries; rows outside every sequence stay as they are."""
+    shape, mask = plain_shape(shape), plain_mask(mask)
     program = tl.program_id(0)
-    work = work_tile(shape, mask, program, shape.num_heads_kv, num_tiles, True, BLOCK_KV)
+    work = work_tile(shape, mask, ranges, program, shape.num_heads_kv, num_tiles, True, BLOCK_KV)
     sequence, kv_head = work.sequence, work.head
     row = tl.arange(0, BLOCK_KV)
     key = work.first + row
     is_key = key < sequence.seqlen_kv
     first_row = sequence.first_k + work.first
-    source = row_address(k, sequence.batch, kv_head, first_row)
-    x = load_rotated(
-        source,
+    rotate_rows(
+        row_address(k, sequence.batch, kv_head, first_row),
         k.stride_row,
+        row_address(k_prepared, sequence.batch, kv_head, first_row),
+        k_prepared.stride_row,
         row,
         is_key,
         key_positions(rotary, sequence, key, is_key),
         rotary,
         kv_head,
         HEAD_DIM,
-        BLOCK_DIM,
         ROTARY_DIM,
         INTERLEAVED,
+        BLOCK_PAIRS,
+        BLOCK_STILL,
     )
-    target = row_address(k_prepared, sequence.batch, kv_head, first_row)
-    channel = tl.arange(0, BLOCK_DIM)
-    store_tile(target, k_prepared.stride_row, row, is_key, channel, x, HEAD_DIM)

@@ -100,30 +100,6 @@ def _angles(
 
 
 @triton.jit
-def rotate(
-    x,
-    partner,
-    position,
-    rotary,
-    kv_head,
-    direction,
-    ROTARY_DIM: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-):
-    """x (BLOCK_ROWS, BLOCK_DIM) float32 at `position` (BLOCK_ROWS,), `partner` its partners.
-
-    direction: +1 rotates, -1 undoes it (the transpose); attention_factor multiplies both.
-    """
-    channel = tl.arange(0, BLOCK_DIM)[None, :]
-    sin, cos = _angles(position, rotary, kv_head, ROTARY_DIM, INTERLEAVED, BLOCK_DIM)
-    is_first = channel % 2 == 0 if INTERLEAVED else channel < ROTARY_DIM // 2
-    sin = sin * tl.where(is_first, -direction, direction)
-    y = (x * cos + partner * sin) * rotary.attention_factor
-    return tl.where(channel < ROTARY_DIM, y, x)
-
-
-@triton.jit
 def rotate_tile(
     x,
     position,
@@ -134,20 +110,26 @@ def rotate_tile(
     INTERLEAVED: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """`rotate` of a tile that is nowhere but in registers."""
-    BLOCK_ROWS: tl.constexpr = x.shape[0]
-    channel = partner_of(tl.arange(0, BLOCK_DIM), ROTARY_DIM, INTERLEAVED)
-    partner = tl.gather(x, tl.broadcast_to(channel[None, :], (BLOCK_ROWS, BLOCK_DIM)), 1)
-    return rotate(
-        x, partner, position, rotary, kv_head, direction, ROTARY_DIM, INTERLEAVED, BLOCK_DIM
-    )
+    """x (BLOCK_ROWS, BLOCK_DIM) float32, nowhere but in registers, at `position` (BLOCK_ROWS,).
+
+    direction: +1 rotates, -1 undoes it (the transpose); attention_factor multiplies both.
+    """
+    channel = tl.arange(0, BLOCK_DIM)
+    other = partner_of(channel, ROTARY_DIM, INTERLEAVED)
+    partner = tl.gather(x, tl.broadcast_to(other[None, :], x.shape), 1)
+    channel = channel[None, :]
+    sin, cos = _angles(position, rotary, kv_head, ROTARY_DIM, INTERLEAVED, BLOCK_DIM)
+    is_first = channel % 2 == 0 if INTERLEAVED else channel < ROTARY_DIM // 2
+    sin = sin * tl.where(is_first, -direction, direction)
+    y = (x * cos + partner * sin) * rotary.attention_factor
+    return tl.where(channel < ROTARY_DIM, y, x)
 
 
 @triton.jit
 def query_positions(rotary, sequence, query, is_query):
     """Where each query of the sequence is, (BLOCK_Q,) float32."""
     if rotary.positions is not None:
-        first = tl.cast(sequence.batch, tl.int64) * rotary.stride_positions_batch
+        first = tl.cast(sequence.batch, tl.int64) * sequence.seqlen_q
         row = first + sequence.first_q + query
         return tl.load(rotary.positions + row, mask=is_query, other=0.0)
     return (sequence.q_start + query).to(tl.float32)
@@ -157,7 +139,7 @@ def query_positions(rotary, sequence, query, is_query):
 def key_positions(rotary, sequence, key, is_key):
     """Where each key of the sequence is, (BLOCK_KV,) float32."""
     if rotary.kv_positions is not None:
-        first = tl.cast(sequence.batch, tl.int64) * rotary.stride_kv_positions_batch
+        first = tl.cast(sequence.batch, tl.int64) * sequence.seqlen_kv
         row = first + sequence.first_k + key
         return tl.load(rotary.kv_positions + row, mask=is_key, other=0.0)
     return key.to(tl.float32)

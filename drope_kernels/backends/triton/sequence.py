@@ -11,9 +11,13 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from drope_kernels.backends.triton.params import MAX_SEQLEN, UNLIMITED
+
 # Sequences that a search for a tile looks at in one step.
 _SEARCH_WIDTH = tl.constexpr(128)
-_FARTHEST_START = tl.constexpr(2**29)
+# Bounds of key indices that queries count from: beyond them every key, or none, is seen.
+FARTHEST = tl.constexpr(MAX_SEQLEN)
+NO_LIMIT = tl.constexpr(UNLIMITED)
 
 
 class Sequence(NamedTuple):
@@ -39,30 +43,30 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def batch_row(shape, mask, batch):
+def batch_row(shape, mask, ranges, batch):
     zero = batch * 0
     q_start = zero + mask.q_offset
     kv_begin = zero
     kv_end = zero + shape.seqlen_kv
-    if mask.q_start is not None:
-        q_start = clamp(tl.load(mask.q_start + batch), -_FARTHEST_START, _FARTHEST_START)
-    if mask.kv_start is not None:
-        kv_begin = clamp(tl.load(mask.kv_start + batch), 0, shape.seqlen_kv)
-    if mask.kv_end is not None:
-        kv_end = clamp(tl.load(mask.kv_end + batch), 0, shape.seqlen_kv)
+    if ranges.q_start is not None:
+        q_start = tl.load(ranges.q_start + batch)
+    if ranges.kv_start is not None:
+        kv_begin = clamp(tl.load(ranges.kv_start + batch), 0, shape.seqlen_kv)
+    if ranges.kv_end is not None:
+        kv_end = clamp(tl.load(ranges.kv_end + batch), 0, shape.seqlen_kv)
     return Sequence(
         batch, zero, zero, zero + shape.seqlen_q, zero + shape.seqlen_kv, q_start, kv_begin, kv_end
     )
 
 
 @triton.jit
-def packed_sequence(shape, index):
+def packed_sequence(shape, ranges, index):
     """Sequence `index` of a packed call; one past the last has no rows."""
     exists = index < shape.num_seqs
-    begin_q = clamp(tl.load(shape.cu_seqlens_q + index), 0, shape.seqlen_q)
-    begin_k = clamp(tl.load(shape.cu_seqlens_k + index), 0, shape.seqlen_kv)
-    end_q = tl.load(shape.cu_seqlens_q + index + 1, mask=exists, other=0)
-    end_k = tl.load(shape.cu_seqlens_k + index + 1, mask=exists, other=0)
+    begin_q = clamp(tl.load(ranges.cu_seqlens_q + index), 0, shape.seqlen_q)
+    begin_k = clamp(tl.load(ranges.cu_seqlens_k + index), 0, shape.seqlen_kv)
+    end_q = tl.load(ranges.cu_seqlens_q + index + 1, mask=exists, other=0)
+    end_k = tl.load(ranges.cu_seqlens_k + index + 1, mask=exists, other=0)
     seqlen_q = clamp(end_q, begin_q, shape.seqlen_q) - begin_q
     seqlen_kv = clamp(end_k, begin_k, shape.seqlen_kv) - begin_k
     zero = index * 0
@@ -91,7 +95,7 @@ def find_packed_tile(cu_seqlens, num_rows, num_seqs, tile, BLOCK: tl.constexpr):
 
 @triton.jit
 def work_tile(
-    shape, mask, program, num_heads, num_tiles, OF_KEYS: tl.constexpr, BLOCK: tl.constexpr
+    shape, mask, ranges, program, num_heads, num_tiles, OF_KEYS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The tile of BLOCK queries, or with OF_KEYS of keys, that program number `program` works on.
 
@@ -100,11 +104,11 @@ def work_tile(
     """
     tile = program % num_tiles
     head = program // num_tiles % num_heads
-    if shape.cu_seqlens_q is not None:
-        cu_seqlens = shape.cu_seqlens_k if OF_KEYS else shape.cu_seqlens_q
+    if ranges.cu_seqlens_q is not None:
+        cu_seqlens = ranges.cu_seqlens_k if OF_KEYS else ranges.cu_seqlens_q
         num_rows = shape.seqlen_kv if OF_KEYS else shape.seqlen_q
         index, tile = find_packed_tile(cu_seqlens, num_rows, shape.num_seqs, tile, BLOCK)
-        sequence = packed_sequence(shape, index)
+        sequence = packed_sequence(shape, ranges, index)
     else:
-        sequence = batch_row(shape, mask, program // num_tiles // num_heads)
+        sequence = batch_row(shape, mask, ranges, program // num_tiles // num_heads)
     return WorkTile(sequence, head, tile * BLOCK)
