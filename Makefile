@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: help demo test test-all bench check format sanitize race build clean
+.PHONY: help demo test test-all bench check format sanitize race triton-versions build clean
 
 help:
 	@echo "make demo      pretrain with RoPE, drop it, recalibrate, evaluate at 1x to 16x (report/)"
@@ -16,6 +16,7 @@ help:
 	@echo "make format    formats every file"
 	@echo "make sanitize  kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make race      emulated CUDA kernels under many random schedules, races reported"
+	@echo "make triton-versions  the tests of the Triton kernels with later versions of Triton"
 
 demo: build
 	$(BIN)/drope demo
@@ -69,6 +70,9 @@ sanitize: $(VENV)/stamp-install
 
 race: $(VENV)/stamp-install
 	$(BIN)/pytest tests/test_emulation.py $(wildcard tests/test_emulated_*.py) -q -k "schedules"
+
+triton-versions: build
+	tools/triton_versions.sh $(BIN)/python
 
 clean:
 	rm -rf build dist *.egg-info drope_kernels/_C*.so $(VENV)/stamp-install

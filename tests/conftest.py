@@ -1,15 +1,23 @@
-"""What holds for every test: unwritten memory is NaN, and cases run or say why not."""
+"""What holds for every test: unwritten memory is NaN, and the Triton kernels are interpreted."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any of ours is
+
+import interpreter
 import pytest
 import torch
+from checker import EMULATED, INTERPRETED
+
+from drope_kernels import dispatch
+from drope_kernels.backends.triton import TritonBackend
 
 if TYPE_CHECKING:
     from emulation.attention import EmulatedBackend
@@ -19,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "plain_memory: leave uninitialised memory as the allocator gives it"
     )
+    interpreter.mend()
+    dispatch.register(TritonBackend("cpu", name=INTERPRETED))
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +71,12 @@ def backends(emulated_backends: dict[str, EmulatedBackend]) -> Iterator[dict[str
         one.launches.clear()
     with registered(*emulated_backends.values()):
         yield emulated_backends
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name that a test is parametrised with (indirect); emulated ones are ready for calls."""
+    name: str = request.param
+    if name in EMULATED:
+        request.getfixturevalue("backends")
+    return name

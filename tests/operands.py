@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from checker import INTERPRETED
 from torch import Tensor
 
 import drope_kernels as dk
 
-BACKENDS = dk.available_backends()
+BACKENDS = (INTERPRETED, *dk.available_backends())
 ROPE = dk.Rope(theta=500.0, dim=8)
 HEAD_SCALE = torch.tensor([[0.2], [0.3], [0.4], [0.5]])
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from operands import BACKENDS, HEAD_SCALE, ROPE, caches, on_every_backend, qkv
+from checker import INTERPRETED
+from operands import HEAD_SCALE, ROPE, caches, on_every_backend, qkv
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -50,6 +52,16 @@ def with_tables(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     return dk.attention(q, k, v, rope=rope, positions=positions, backend=backend)
 
 
+def packed(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    """The rows of the first batch row, as two sequences."""
+    rows = (x[0].transpose(0, 1) for x in (q, k, v))
+    ends_q, ends_k = (
+        torch.stack([torch.tensor(end, dtype=torch.int32) for end in (0, 4, x.shape[2])])
+        for x in (q, k)
+    )
+    return dk.attention_varlen(*rows, ends_q, ends_k, rope=True, backend=backend)
+
+
 COMPILED = {
     "plain": dk.attention,
     "rope": functools.partial(dk.attention, rope=True),
@@ -59,11 +71,16 @@ COMPILED = {
     "rows": with_rows,
     "yarn": with_yarn,
     "tables": with_tables,
+    "packed": packed,
 }
+# The graph is the same for all: one that is built in and one that a call has to ask for.
+on_two_backends = pytest.mark.parametrize("backend", ["cpu", INTERPRETED])
 
 
-@pytest.mark.parametrize("name", COMPILED)
-@pytest.mark.parametrize("backend", BACKENDS[:1])  # the graph is the same for all
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*product(["cpu"], COMPILED), *product([INTERPRETED], ["rope", "rows", "packed"])],
+)
 def test_compiles_whole_with_dynamic_shapes(backend: str, name: str) -> None:
     """One graph for the call, the same graph for other sizes, eager's results and strides."""
     torch._dynamo.reset()
@@ -124,9 +141,10 @@ def test_scale_of_a_compiled_call_may_change(backend: str) -> None:
 
 
 @pytest.mark.parametrize("cache", ["raw", "rotated"])
-def test_decode_compiles_whole_and_writes_the_caches(cache: str) -> None:
+@on_two_backends
+def test_decode_compiles_whole_and_writes_the_caches(backend: str, cache: str) -> None:
     torch._dynamo.reset()
-    decode = functools.partial(dk.attention_decode, rope=True, cache=cache, backend=BACKENDS[0])
+    decode = functools.partial(dk.attention_decode, rope=True, cache=cache, backend=backend)
     compiled = torch.compile(decode, fullgraph=True, dynamic=True, backend="aot_eager")
     (eager, options), (traced, _) = caches(), caches()
     torch.testing.assert_close(compiled(*traced, **options), decode(*eager, **options))

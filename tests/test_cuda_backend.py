@@ -171,7 +171,8 @@ def test_auto_prefers_cuda_on_its_devices(monkeypatch: pytest.MonkeyPatch) -> No
     assert dispatch.choose(replace(SERVED, device="cpu"), "auto") == "cpu"
     text = dispatch.explain_spec(SERVED, "auto").splitlines()[1:]
     assert text[0] == "cuda: runs this call"
-    assert text[1] == "cpu: no, it computes on the CPU and the tensors are on cuda."
+    assert text[1].startswith("triton: no, ")
+    assert text[2] == "cpu: no, it computes on the CPU and the tensors are on cuda."
 
 
 def test_a_registered_backend_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

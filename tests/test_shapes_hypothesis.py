@@ -1,4 +1,4 @@
-"""Random combinations of shapes and features: the CPU kernels against the reference.
+"""Random combinations of shapes and features: CPU and Triton kernels against the reference.
 
 The named cases hold one or two features each; here any of them meet. Examples are drawn the same
 way in every run (derandomized), so that a failure is a change of ours; `slow` draws many more.
@@ -11,7 +11,7 @@ import pytest
 import torch
 from calls import make_call
 from cases import Case, RopeCase
-from checker import check_drawn
+from checker import INTERPRETED, check_drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +91,20 @@ def test_cpu_equals_reference(case: Case) -> None:
 @given(case=cases())
 def test_cpu_equals_reference_at_length(dtype: torch.dtype, case: Case) -> None:
     check_drawn(make_call(case, dtype), "cpu")
+
+
+@settings(max_examples=12, **BOUNDED)
+@given(case=cases())
+def test_triton_equals_reference(case: Case) -> None:
+    check_drawn(make_call(case, torch.float32), INTERPRETED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@settings(max_examples=100, **BOUNDED)
+@given(case=cases())
+def test_triton_equals_reference_at_length(dtype: torch.dtype, case: Case) -> None:
+    check_drawn(make_call(case, dtype), INTERPRETED)
 
 
 @settings(max_examples=50, **BOUNDED)

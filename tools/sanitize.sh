@@ -37,7 +37,7 @@ CHECK
 shopt -s nullglob
 arguments=("$@")
 if [ ${#arguments[@]} -eq 0 ]; then
-  arguments=(tests/test_attention.py tests/test_varlen_decode.py tests/test_cpu*.py)
-  arguments+=(-k cpu -m "not slow")
+  arguments=(tests/test_attention.py tests/test_varlen.py tests/test_decode.py tests/test_cpu*.py)
+  arguments+=(tests/test_interop.py -k "cpu or interop" -m "not slow")
 fi
 LD_PRELOAD=$preload exec "$bin/pytest" -q -p no:cacheprovider "${arguments[@]}"
