@@ -16,7 +16,7 @@ struct WarpOf {
   int index, count;
 };
 
-// Calls copy(new key, its slot, piece) for each of `num_pieces` of each new key that has a slot.
+// Calls copy(new key, its slot, piece) for each of `num_pieces` of each new key.
 template <class Copy>
 __device__ __forceinline__ void for_new_keys(const KvCache& cache, WarpOf warp, int num_pieces,
                                              const Copy& copy) {
@@ -24,7 +24,6 @@ __device__ __forceinline__ void for_new_keys(const KvCache& cache, WarpOf warp, 
 #pragma unroll 1
   for (int key = warp.index; key < num_new; key += warp.count) {
     const KeyPlace slot = cache.slot_of(static_cast<int>(cache.num_cached) + key);
-    if (cache.is_lost(slot)) continue;
 #pragma unroll 1
     for (int piece = tile::lane_index(); piece < num_pieces; piece += tile::kWarpSize) {
       copy(key, slot, piece);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../tile/warp_search.h"
 #include "head_rows.h"
 #include "sequence.h"
 
@@ -31,9 +32,20 @@ struct KvCache {
         num_cached(params.cache_seqlens[batch]),
         num_keys(num_cached + params.seqlen_new) {}
 
-  // Otherwise nothing of the row is written, and its results are NaN.
+  // Whether the new keys have a place, each of them: otherwise nothing of the row is written, and
+  // its results are NaN. Asked by whole warps.
   __device__ __forceinline__ bool fits() const {
-    return num_cached >= 0 && num_keys <= params.seqlen_kv;
+    if (num_cached < 0 || num_keys > params.seqlen_kv) return false;
+    if (params.page_table == nullptr || params.seqlen_new == 0) return true;
+    const int page_size = static_cast<int>(params.page_size);
+    const int last = static_cast<int>(num_keys - 1) / page_size;
+    bool lost = false;
+#pragma unroll 1
+    for (int page = static_cast<int>(num_cached) / page_size + tile::lane_index(); page <= last;
+         page += tile::kWarpSize) {
+      lost |= is_lost(slot_of(page * page_size));
+    }
+    return tile::lanes_where(lost) == 0;
   }
 
   // The cache's slot for a key < seqlen_kv, whether it was written already or not.
