@@ -43,6 +43,14 @@ VIOLATIONS: dict[str, tuple[dict[str, str], str]] = {
     "file": ({"a.py": "x = 1\n" * 401}, "a.py:1: file has 401 lines"),
     "line": ({"a.h": "//" + "x" * 99}, "a.h:1: line has 101 characters"),
     "python function": ({"a.py": python_function(61)}, "a.py:1: function long has 61 lines"),
+    "Triton kernel": (
+        {"a.py": "@triton.jit(debug=True)\n" + python_function(151).replace("long", "a_kernel")},
+        "a.py:2: kernel a_kernel has 151 lines, at most 150",
+    ),
+    "Triton function": (
+        {"a.py": "@triton.jit\n" + python_function(61)},
+        "a.py:2: function long has 61 lines",
+    ),
     "method": (
         {"a.py": "class A:\n" + "".join(f"  {x}\n" for x in python_function(61).splitlines())},
         "a.py:2: function long has 61 lines",
@@ -119,6 +127,9 @@ ALLOWED: dict[str, dict[str, str]] = {
     "nothing planted": {},
     "sixty lines": {"a.py": python_function(60), "a.cpp": cpp_function(60)},
     "docstrings do not count": {"a.py": python_function(60, '    """One.\n\n    Two.\n    """\n')},
+    "a Triton kernel of 150 lines": {
+        "a.py": "@triton.jit\n" + python_function(150).replace("long", "a_kernel")
+    },
     "a kernel of 150 lines": {"csrc/a.h": cpp_function(150, "void backward_rows(int a)")},
     "asm in its place": {"csrc/cuda/ptx/wgmma.cuh": 'void f() { asm volatile("x"); }\n'},
     "words in comments": {"csrc/a.h": '// asm is elsewhere\nconst char* s = "asm {";\n'},

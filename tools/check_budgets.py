@@ -2,9 +2,9 @@
 
 Prints one line per violation and exits 1 when there is any. Raising a budget needs a reason in the
 commit that does it. A function's docstring does not count, as a comment above a C++ function does
-not. A kernel is a function under csrc/ with forward, backward, decode or kernel as
-one word of its snake_case name: it may be longer than other functions, and its template parameters
-are counted.
+not. A kernel is a function under csrc/, or one that Triton compiles, with forward, backward, decode
+or kernel as one word of its snake_case name: it may be longer than other functions, and its
+template parameters are counted.
 """
 
 from __future__ import annotations
@@ -104,13 +104,19 @@ def check_python(source: Source) -> Iterator[str]:
             num_lines = _last_line(node) - node.lineno + 1
             if ast.get_docstring(node, clean=False) is not None:
                 num_lines -= _last_line(node.body[0]) - node.body[0].lineno + 1
-            if num_lines > MAX_FUNCTION_LINES:
-                yield source.at(
-                    node.lineno,
-                    f"function {node.name} has {num_lines} lines, at most {MAX_FUNCTION_LINES}",
-                )
+            kind, limit = "function", MAX_FUNCTION_LINES
+            if KERNEL_NAME.search(node.name) and any(map(_is_jit, node.decorator_list)):
+                kind, limit = "kernel", MAX_KERNEL_LINES
+            if num_lines > limit:
+                message = f"{kind} {node.name} has {num_lines} lines, at most {limit}"
+                yield source.at(node.lineno, message)
         elif isinstance(node, ast.ExceptHandler) and _catches_everything(node.type):
             yield source.at(node.lineno, "catches every exception: name the ones that can be met")
+
+
+def _is_jit(decorator: ast.expr) -> bool:
+    """Whether it is `triton.jit`, with arguments or without."""
+    return ast.unparse(decorator).partition("(")[0] == "triton.jit"
 
 
 def _last_line(node: ast.stmt) -> int:
