@@ -1,4 +1,4 @@
-"""Our CUDA kernels and the peers on the GPU: `pytest bench/bench_gpu.py`.
+"""Our CUDA and Triton kernels and the peers on the GPU: `pytest bench/bench_gpu.py`.
 
 Without a GPU each case is reported as not measured.
 """
@@ -11,6 +11,7 @@ import pytest
 import torch
 from gpu_check import bench_jobs
 from gpu_check.accelerator import Gpu
+from gpu_check.bench import is_ours
 from gpu_check.bench_cases import GROUPS, GpuCase
 
 import drope_kernels
@@ -24,8 +25,8 @@ def unavailable() -> str | None:
     """Why nothing can be measured here."""
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    if "cuda" not in drope_kernels.available_backends():
-        return "this build of drope_kernels has no CUDA kernels"
+    if not {"cuda", "triton"} & set(drope_kernels.available_backends()):
+        return "this build of drope_kernels has no CUDA kernels, and Triton cannot run"
     return None
 
 
@@ -46,5 +47,5 @@ def test_gpu(group: str, case: GpuCase, request: pytest.FixtureRequest) -> None:
     rows = bench_jobs.measure(case, gpu(), flex=group == "flex")
     stash[GPU_ROWS] += rows
     torch.cuda.empty_cache()
-    wrong = [row for row in rows if row["contender"].startswith("cuda") and "error" in row]
+    wrong = [row for row in rows if is_ours(row) and "error" in row]
     assert not wrong, [row["error"] for row in wrong]

@@ -13,6 +13,7 @@ from gpu_check.bench_cases import GROUPS, GpuCase
 from gpu_check.peer_calls import PEERS
 from gpu_check.report import ROOT
 from gpu_check.sm80 import SM80
+from gpu_check.small_calls import NAMES, SDPA, SMALL
 
 from . import gpu_results
 from .gpu_results import GpuResults, Row
@@ -20,9 +21,10 @@ from .gpu_results import GpuResults, Row
 DOCS, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- GPU tables: begin -->", "<!-- GPU tables: end -->"
 NOT_MEASURED = "not measured"
-OURS = "cuda"
+OURS, TRITON = "cuda", "triton"
 PEER_NAMES = [peer.name for peer in PEERS]
 PASSES = ("forward", "backward", "train")
+COPIED = "terabytes_per_second"
 
 
 def number(row: Row | None, key: str) -> float | None:
@@ -118,10 +120,55 @@ def sm80_table(results: GpuResults) -> list[str]:
     return markdown(header, lines)
 
 
+def triton_table(results: GpuResults) -> list[str]:
+    """The Triton kernels beside ours in CUDA and torch's."""
+    header = ["case, bf16", "forward", "spread", "backward", "of the ceiling", "over sdpa_flash"]
+    header += [f"over {OURS}"]
+    lines, cases = [], {case.label: case for case in GROUPS["quick"] + GROUPS["decode"]}
+    for case in cases.values():
+        kinds, limit = ["forward_tflops"], ceiling(results, "matmul", "tflops")
+        kinds += ["backward_tflops"] if case.shape.backward else []
+        if case.shape.is_decode:
+            kinds, limit = [COPIED], ceiling(results, "copy", COPIED)
+        row = results.row(case, TRITON)
+        rates = [number(row, kind) for kind in kinds]
+        if row is None or rates[0] is None:
+            lines.append([case.label, why_not(row), *[""] * (len(header) - 2)])
+            continue
+        cells = [rate(rates[0]), spread(row, "forward"), rate(rates[1]) if rates[1:] else "-"]
+        cells.append(share(rates[0], limit))
+        for other in (results.row(case, name) for name in ("sdpa_flash", OURS)):
+            ratios = [over(number(row, kind), number(other, kind)) for kind in kinds]
+            cells.append("-" if set(ratios) == {"-"} else " / ".join(ratios))
+        lines.append([case.label, *cells])
+    return markdown(header, lines)
+
+
+def launch_table(results: GpuResults) -> list[str]:
+    """What a call costs the host, and the first call of a process."""
+    steady = [(name, "host_us") for name in (OURS, TRITON, SDPA)]
+    header = [f"call, B{SMALL.batch} H{SMALL.num_heads}/{SMALL.num_heads_kv} S{SMALL.seqlen}"]
+    header[0] += f" D{SMALL.head_dim}"
+    header += [f"{name}, us" for name, _ in steady]
+    header += [f"first {OURS}, s", f"first {TRITON}, s", "with its kernels on disk, s"]
+    lines = []
+    for call in NAMES:
+        cells = []
+        for name, key in steady:
+            us = results.launches.get(name, {}).get(key, {}).get(call)
+            cells.append(NOT_MEASURED if us is None else f"{us:.0f}")
+        for name, cache in ((OURS, "cold"), (TRITON, "cold"), (TRITON, "warm")):
+            runs = results.launches.get(name, {}).get("first_seconds", {})
+            seconds = runs.get(cache, {}).get(call)
+            cells.append(NOT_MEASURED if seconds is None else f"{seconds:.2f}")
+        lines.append([call, *cells])
+    return markdown(header, lines)
+
+
 def decode_table(results: GpuResults) -> list[str]:
     header = ["case, bf16", "us", "spread", "TB/s", "of copy"]
     header += [f"over {name}" for name in PEER_NAMES]
-    copy, lines = ceiling(results, "copy", "terabytes_per_second"), []
+    copy, lines = ceiling(results, "copy", COPIED), []
     for case in gpu_results.all_cases():
         if not case.shape.is_decode:
             continue
@@ -130,14 +177,14 @@ def decode_table(results: GpuResults) -> list[str]:
         if row is None or milliseconds is None:
             lines.append([case.label, why_not(row), *[""] * (len(header) - 2)])
             continue
-        reached = number(row, "terabytes_per_second")
+        reached = number(row, COPIED)
         cells = [f"{1e3 * milliseconds:.0f}", spread(row, "forward"), rate(reached)]
         cells.append(share(reached, copy))
-        lines.append([case.label, *cells, *peers_line(results, case, ["terabytes_per_second"])])
+        lines.append([case.label, *cells, *peers_line(results, case, [COPIED])])
     return markdown(header, lines)
 
 
-def rope_table(results: GpuResults) -> list[str]:
+def rope_table(results: GpuResults, name: str) -> list[str]:
     """What rotating costs over the same call without, and over the best peer with its kernel."""
     header = ["case, bf16", "forward ms", "rope costs", "forward + backward ms", "rope costs"]
     header += ["over the best peer + rotary kernel"]
@@ -145,7 +192,7 @@ def rope_table(results: GpuResults) -> list[str]:
     for case in (case for case in gpu_results.all_cases() if case.rope):
         if case.shape.is_decode:
             continue
-        row, plain = results.row(case, OURS), results.row(case, f"{OURS}_no_rope")
+        row, plain = results.row(case, name), results.row(case, f"{name}_no_rope")
         if row is None or "forward" not in row:
             lines.append([case.label, why_not(row), *[""] * (len(header) - 2)])
             continue
@@ -174,7 +221,7 @@ def about(results: GpuResults) -> str:
     found = results.machine
     versions = found.get("versions", {})
     copy, matmul = (
-        ceiling(results, "copy", "terabytes_per_second"),
+        ceiling(results, "copy", COPIED),
         ceiling(results, "matmul", "tflops"),
     )
     return (
@@ -190,7 +237,12 @@ def section(results: GpuResults) -> str:
     parts += ["", *prefill_table(results), "", "The sm_80 kernels on the same GPU:", ""]
     parts += [*sm80_table(results), "", "Decode, one query a row, the cache read once:", ""]
     parts += [*decode_table(results), "", "Rotation inside the call, the pass over k included:"]
-    return "\n".join([*parts, "", *rope_table(results)])
+    parts += ["", *rope_table(results, OURS), ""]
+    parts += ["The Triton kernels, TFLOP/s, of a decode TB/s:", "", *triton_table(results), ""]
+    parts += ["Rotation inside the call, Triton:", "", *rope_table(results, TRITON), ""]
+    parts += ["What a small call costs before its kernel runs: the host's time for one of many in"]
+    parts += ["a row, and the first call of a process, with nothing compiled for Triton yet and"]
+    return "\n".join([*parts, "with what an earlier process compiled:", "", *launch_table(results)])
 
 
 def readme_table(results: GpuResults) -> str:
@@ -201,7 +253,7 @@ def readme_table(results: GpuResults) -> str:
     for case in (x for x in quick if x.shape.seqlen_kv == 4096 or x.shape.is_decode):
         unit, kinds = "TFLOP/s", ["forward_tflops", "backward_tflops"]
         if case.shape.is_decode:
-            unit, kinds = "TB/s", ["terabytes_per_second"]
+            unit, kinds = "TB/s", [COPIED]
         row = results.row(case, OURS)
         if row is None or number(row, kinds[0]) is None:
             lines.append([case.label, NOT_MEASURED, "", ""])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class GpuResults:
     machine: dict[str, Any]  # gpu, driver, versions, commit, date; empty: nothing was measured
     ceilings: dict[str, Any] | None  # copy bandwidth and matmul rate of the same run
     rows: list[Row]
+    launches: dict[str, Row] = field(default_factory=dict)  # by backend: host_us, first_seconds
 
     def row(self, case: GpuCase, contender: str) -> Row | None:
         """None when it was not asked for; a row without times holds the reason as "error"."""
@@ -42,10 +43,13 @@ def all_cases() -> list[GpuCase]:
 
 def collect(folder: Path) -> GpuResults:
     """The bench-*.json of one folder as one result; ValueError when they do not fit together."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("bench-*.json"))]
-    reports = [one for one in reports if not one["dry_run"] and one["data"].get("ceilings")]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [one for one in found if not one["dry_run"]]
+    reports = [one for one in found if one["stage"].startswith("bench-")]
+    reports = [one for one in reports if one["data"].get("ceilings")]
     if not reports:
         raise ValueError(f"{folder}: expected bench-*.json of a GPU run, found none with numbers")
+    reports += [one for one in found if one["stage"] == "launch"]
     sources = {(one["sources"], one["machine"]["gpu"]) for one in reports}
     if len(sources) > 1:
         raise ValueError(f"{folder}: expected one GPU and one state of the sources, got {sources}")
@@ -64,7 +68,17 @@ def collect(folder: Path) -> GpuResults:
             key = (row["case"], row["contender"])
             if key not in merged or "errors" in row:
                 merged[key] = row | {"shape": answer["shape"]}
-    return GpuResults(about, first["data"]["ceilings"], list(merged.values()))
+    rows = list(merged.values())
+    return GpuResults(about, first["data"]["ceilings"], rows, launches_of(reports))
+
+
+def launches_of(reports: list[dict[str, Any]]) -> dict[str, Row]:
+    """What stage launch found, by backend."""
+    found: dict[str, Row] = {}
+    for row in (row for one in reports if one["stage"] == "launch" for row in one["data"]["rows"]):
+        measured = {key: row[key] for key in ("host_us", "first_seconds") if key in row}
+        found.setdefault(row["job"].split()[-1], {}).update(measured)
+    return found
 
 
 def clocks(data: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -95,6 +109,7 @@ def save(results: GpuResults, folder: Path = RESULTS) -> Path:
     path = folder / f"{gpu}-{about['date']}-{short}{changed}.json"
     folder.mkdir(parents=True, exist_ok=True)
     written = {"machine": about, "ceilings": results.ceilings, "rows": results.rows}
+    written["launches"] = results.launches
     path.write_text(json.dumps(written, indent=1) + "\n")
     return path
 
@@ -106,4 +121,4 @@ def newest(folder: Path = RESULTS) -> GpuResults:
     if not found:
         return NOTHING
     last = max(found, key=lambda one: str(one["machine"]["date"]))
-    return GpuResults(last["machine"], last["ceilings"], last["rows"])
+    return GpuResults(last["machine"], last["ceilings"], last["rows"], last.get("launches", {}))

@@ -130,6 +130,9 @@ def measured(case: GpuCase, contender: str, milliseconds: float) -> dict[str, An
     return row
 
 
+HOST_US = (("triton", 61.4), ("cuda", 20.6), ("sdpa", 11.0))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """OUT of a GPU run in which one prefill, one decode and one rotary case were reached."""
@@ -137,7 +140,8 @@ def folder(tmp_path: Path) -> Path:
     rows = [measured(prefill, name, ms) for name, ms in (("cuda", 1.0), ("sdpa_flash", 1.5))]
     rows += [measured(decode, "cuda", 0.2), measured(rope, "cuda", 1.05)]
     rows += [measured(rope, "cuda_no_rope", 1.0), measured(rope, "sdpa_cudnn", 1.26)]
-    rows += [measured(prefill, "cuda_sm80", 2.0)]
+    rows += [measured(prefill, "cuda_sm80", 2.0), measured(prefill, "triton", 1.25)]
+    rows += [measured(decode, "triton", 0.25), measured(decode, "sdpa_flash", 0.5)]
     rows += [{"case": prefill.label, "contender": "flash_attn_3", "error": "ImportError: none"}]
     ceilings = {"copy": {"terabytes_per_second": 3.0}, "matmul": {"tflops": 800.0}}
     clocks = {"clocks.sm": "1755 MHz", "power.draw": "400 W"}
@@ -157,11 +161,23 @@ def folder(tmp_path: Path) -> Path:
         },
     }
     (tmp_path / "bench-quick.json").write_text(json.dumps(report))
+    launches = [{"job": f"steady {name}", "host_us": {"decode": us}} for name, us in HOST_US]
+    seconds = {"cold": {"forward": 3.21}, "warm": {"forward": 0.12}}
+    launches += [{"job": "first triton", "first_seconds": seconds}, {"job": "x", "error": "none"}]
+    launch = report | {"stage": "launch", "data": {"rows": launches}}
+    (tmp_path / "launch.json").write_text(json.dumps(launch))
+    env = report | {"stage": "env", "data": {"ceilings": ceilings}}  # no benchmark
+    (tmp_path / "env.json").write_text(json.dumps(env))
     return tmp_path
 
 
 def line(text: str, label: str) -> str:
     return next(one for one in text.splitlines() if one.startswith(f"| {label} |"))
+
+
+def below(text: str, heading: str) -> str:
+    """What follows the line `heading`."""
+    return text.split(f"\n{heading}\n")[1]
 
 
 def test_results_go_from_the_check_to_the_tables(folder: Path, tmp_path: Path) -> None:
@@ -186,6 +202,21 @@ def test_results_go_from_the_check_to_the_tables(folder: Path, tmp_path: Path) -
     readme = gpu_report.readme_table(results)
     assert "1.50x / 1.50x" in readme
     assert readme.count("not measured") == 2
+
+
+def test_triton_has_its_tables(folder: Path, tmp_path: Path) -> None:
+    gpu_results.save(gpu_results.collect(folder), tmp_path / "results")
+    results = gpu_results.newest(tmp_path / "results")
+    text = below(gpu_report.section(results), "The Triton kernels, TFLOP/s, of a decode TB/s:")
+    prefill, decode = GROUPS["quick"][0], GROUPS["quick"][6]
+    rates = [prefill.shape.forward_flops / 1.25e9, prefill.shape.backward_flops / 1.25e9]
+    cells = line(text, prefill.label).strip(" |").split(" | ")
+    assert cells[1:4] == [f"{rates[0]:.0f}", "4.0%", f"{rates[1]:.0f}"]
+    assert cells[5:] == ["1.20x / 1.20x", "0.80x / 0.80x"]  # over sdpa_flash, over cuda
+    assert line(text, decode.label).strip(" |").split(" | ")[5:] == ["2.00x", "0.80x"]
+    assert "| not measured |" in line(text, GROUPS["decode"][0].label)
+    assert line(text, "decode").split(" | ")[1:4] == ["21", "61", "11"]
+    assert "| 3.21 | 0.12 |" in line(text, "forward")
 
 
 def test_different_sources_do_not_make_one_result(folder: Path) -> None:

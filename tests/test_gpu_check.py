@@ -84,7 +84,7 @@ def test_probes_compile_without_spills_or_serialised_wgmma(dry_run: dict[str, An
 def test_unknown_stage_names_the_known_ones(tmp_path: Path) -> None:
     done = run_script("--dry-run", str(tmp_path / "out"), "env", "nosuch")
     assert done.returncode == 2
-    assert "unknown stage nosuch; the stages are env, build, layout, cases" in done.stderr
+    assert "unknown stage nosuch; the stages are env, build, cases-triton" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from gpu_check import installed, jobs, machine, package, timing
+from gpu_check.accelerator import Gpu, StandIn
 from gpu_check.report import ROOT, Context
-from gpu_check.worker import Worker
+from gpu_check.worker import Worker, answer
 
 STUB = """
 import os, time
@@ -129,6 +133,59 @@ def test_jobs_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with job_run(tmp_path, dry_run=False) as run:
         assert run.blocked == "nvidia-smi finds no GPU"
     assert run.outcome([]).status == "failed"
+
+
+def test_workers_share_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time, each job once; what one raises is not lost."""
+    together = threading.Barrier(2, timeout=30)
+    asked: list[tuple[Worker, str]] = []
+
+    def ask(self: Worker, name: str, seconds: float) -> dict[str, Any]:
+        together.wait()
+        asked.append((self, name))
+        return {"error": "wrong"} if name == "a 3" else {}
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    names = [f"a {index}" for index in range(6)]
+    context = Context("cases-triton", tmp_path, dry_run=True, seconds=60)
+    with jobs.JobRun(context, "named_cases", 30, num_workers=2) as run:
+        run.ask_all(names)
+    assert sorted(name for _, name in asked) == names
+    assert {id(one) for one, _ in asked} == {id(one) for one in run.workers}
+    assert [row["job"] for row in run.failures] == ["a 3"]
+    assert json.loads(context.path.read_text())["data"]["rows"] == run.rows
+
+    monkeypatch.setattr(Worker, "ask", lambda *_: {}["no such key"])
+    with pytest.raises(KeyError):
+        run.ask_all(names)
+
+
+def test_compiled_kernels_outlive_workers_and_builds() -> None:
+    """A later call on the machine finds them; nothing of them is sent back or committed."""
+    worker = Worker("named_cases", "measure", num_beside=4)
+    assert worker.environment["TRITON_CACHE_DIR"] == str(installed.TRITON_CACHE)
+    assert installed.TRITON_CACHE.parent == ROOT / "build"
+    assert not installed.TRITON_CACHE.is_relative_to(installed.FOLDER)
+    cores = os.cpu_count() or 1
+    assert int(worker.environment["OMP_NUM_THREADS"]) == max(1, cores // 4)
+
+
+def test_triton_error_costs_one_job() -> None:
+    """Its compiler's errors are no RuntimeErrors."""
+    errors = pytest.importorskip("triton.errors", reason="triton is not installed")
+
+    def refuse(job: str, where: Any) -> dict[str, Any]:
+        raise errors.TritonError("out of resource: shared memory")
+
+    found = answer(SimpleNamespace(run_job=refuse), "job", StandIn())
+    assert "out of resource: shared memory" in found["error"]
+    assert "lost" not in found
+
+
+def test_gpu_is_not_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
+        Gpu()
 
 
 # ---- the installed package

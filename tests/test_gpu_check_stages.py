@@ -17,12 +17,22 @@ from drope_kernels.backends import reference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from gpu_check import named_cases, profiling, sanitizer, stress_checks, target, watched
+from gpu_check import (
+    named_cases,
+    profiling,
+    sanitizer,
+    small_calls,
+    stress_checks,
+    target,
+    watched,
+)
 from gpu_check.accelerator import StandIn
 from gpu_check.package import Package
 from gpu_check.report import ROOT, Context
 
-STAGES = ("cases", "stress", "bench-quick", "sanitizer", "profile", "train")
+STAGES = (
+    *("cases-triton", "cases", "stress", "bench-quick", "launch", "sanitizer", "profile", "train"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +53,10 @@ def test_dry_run_does_everything_and_claims_nothing(stage: str, dry_run: dict[st
 
 
 def test_dry_run_reaches_the_logic_of_each_stage(dry_run: dict[str, Any]) -> None:
-    cases = {row["job"].split()[-1] for row in dry_run["cases"]["data"]["rows"]}
-    assert {"regular", "packed_rope", "decode_pages_rotated"} <= cases
+    for stage in ("cases", "cases-triton"):
+        names = {row["job"].split(maxsplit=3)[-1] for row in dry_run[stage]["data"]["rows"]}
+        assert {"regular", "packed_rope", "decode_pages_rotated", "foreign_decode"} <= names
+        assert any(name.startswith("ahead of") for name in names) == (stage == "cases-triton")
     checks = {row["job"].split()[-1] for row in dry_run["stress"]["data"]["rows"]}
     assert checks == set(stress_checks.CHECKS)
     for answer in dry_run["bench-quick"]["data"]["rows"]:
@@ -53,6 +65,11 @@ def test_dry_run_reaches_the_logic_of_each_stage(dry_run: dict[str, Any]) -> Non
         assert {"errors", "forward"} <= set(ours)
     (row,) = dry_run["train"]["data"]["rows"]
     assert row["dropped"]["tokens_per_second"] > 0
+    ours, sdpa, first = dry_run["launch"]["data"]["rows"]
+    assert set(ours["host_us"]) == set(small_calls.NAMES)
+    assert sdpa["job"] == "steady sdpa"
+    assert set(first["first_seconds"]) == {"cold", "warm"}
+    assert set(small_calls.NAMES) < set(first["first_seconds"]["cold"])
 
 
 # ---- wrong backends are noticed
@@ -128,6 +145,10 @@ def test_refusals_are_those_that_16_bit_kernels_may_make(monkeypatch: pytest.Mon
     assert "refused" in named_cases.run_job("refuses bfloat16 free head_dim_33", StandIn())
     with pytest.raises(ValueError, match="it refuses"):
         named_cases.run_job("refuses bfloat16 free regular", StandIn())
+    backend.NAME = "triton"  # serves everything
+    monkeypatch.setattr(dispatch, "_registered", {"triton": backend})
+    with pytest.raises(ValueError, match="it refuses"):
+        named_cases.run_job("triton bfloat16 free softcap", StandIn())
 
 
 # ---- the tools that watch a process
@@ -192,7 +213,6 @@ def test_sanitizer_watches_every_family_with_the_tools_that_fit_it() -> None:
     assert set(watched_by) == {"memcheck", "racecheck", "synccheck", "initcheck"}
     assert watched_by["memcheck"] == {"cuda", "cuda_sm80"}
     assert watched_by["racecheck"] == {"cuda_sm80"}  # sm_90a pipelines give it false hazards
-    assert set(profiling.TARGETS) <= set(target.TARGETS)
 
 
 def test_kernels_carry_the_name_that_the_tools_look_for() -> None:

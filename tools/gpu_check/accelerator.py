@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -66,7 +67,10 @@ class StandIn:
 
 
 class Gpu(StandIn):
-    """CUDA device 0 (the current one) and the backends of this build that run there."""
+    """CUDA device 0 (the current one) and the backends of this build that run there.
+
+    Triton first: no wrapper and no layout of ours stands between its kernels and their first run.
+    """
 
     device = "cuda"
     target_ms = timing.TARGET_MS
@@ -74,11 +78,13 @@ class Gpu(StandIn):
     def __init__(self) -> None:
         import drope_kernels
 
+        if os.environ.get("TRITON_INTERPRET"):
+            raise RuntimeError("TRITON_INTERPRET is set: no Triton kernel would be compiled")
         torch.cuda.init()
         available = drope_kernels.available_backends()
-        self.backends = [name for name in ("cuda", "triton") if name in available]
+        self.backends = [name for name in ("triton", "cuda") if name in available]
         if "cuda" in self.backends and torch.cuda.get_device_capability() == (9, 0):
-            self.backends.insert(1, register_sm80())
+            self.backends.append(register_sm80())
         if not self.backends:
             raise RuntimeError(
                 f"no GPU backend: available_backends() is {available}, "

@@ -15,8 +15,9 @@ from . import exact, timing
 from .accelerator import StandIn
 from .bench_cases import GpuCase, find
 from .bench_contenders import Contender, contenders, expected_inputs, restore
+from .failures import CALL_ERRORS
 from .peer_calls import Attention
-from .peers import PEER_ERRORS, gate, make_inputs, run_forward
+from .peers import gate, make_inputs, run_forward
 from .sm80 import SM80
 
 COPY_BYTES = 4 << 30
@@ -60,7 +61,7 @@ def gated(
             call = one.make(inputs)
             rows[one.name]["errors"] = check(case, inputs, one, call)
             calls[one.name] = call
-        except PEER_ERRORS as error:
+        except CALL_ERRORS as error:
             rows[one.name]["error"] = f"{type(error).__name__}: {error}"[:600]
     return calls, rows
 

@@ -1,60 +1,98 @@
-"""Stage cases: the test suite's named cases on the device, forward, gradients and decode."""
+"""Stages cases and cases-triton: the test suite's named cases on the device, and decode.
+
+The Triton kernels have a stage of their own. Almost all of its time goes into compiling, a kernel
+for every combination of features; so it has many workers, and leaves the compiled kernels where
+the later stages find them.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
 from .jobs import JobRun
-from .report import Context, Outcome
+from .report import FAILED, Context, Outcome
 from .sm80 import SM80
 
-JOB_SECONDS = 30.0
+OF_TRITON = "cases-triton"  # the stage
+JOB_SECONDS = 60.0
 # Unwritten memory is NaN in both; "free" runs the kernels that need not be deterministic.
-MODES = ("free", "deterministic")
+FREE, DETERMINISTIC = "free", "deterministic"
+# Most telling first: bfloat16, then what differs in conversions and masks alone.
+KINDS = (("bfloat16", FREE), ("bfloat16", DETERMINISTIC), ("float16", FREE))
+TRITON_KINDS = (
+    *(("bfloat16", FREE), ("float32", FREE), ("float16", FREE)),
+    ("bfloat16", DETERMINISTIC),
+)
+MOST_WORKERS = 12  # contexts on one GPU
+DRY_WORKERS = 2
 DRY = {
     *("regular", "fused_projection_rope", "expanded_heads", "packed_rope", "softcap"),
     *("padded_both_sides_full", "decode_pages_rotated", "decode_rows"),
 }
 
 
-def job_names(listing: dict[str, Any], dry_run: bool) -> list[str]:
-    """Most telling first: bfloat16 of every backend, then what differs in conversions alone."""
+def stage_backends(stage: str, backends: list[str]) -> list[str]:
+    """Those that the stage checks; in a dry run both check the one that stands in."""
+    of_triton = [name for name in backends if name in ("triton", "reference")]
+    return of_triton if stage == OF_TRITON else [name for name in backends if name != "triton"]
+
+
+def job_names(listing: dict[str, Any], backends: list[str], stage: str, dry_run: bool) -> list[str]:
+    """One kind of every backend after the other, calls with foreign arrays once."""
 
     def names(backend: str) -> list[str]:
         """The decode kernels are the same in both families."""
         found = listing["cases"] + ([] if backend == SM80 else listing["decodes"])
         return [name for name in found if name in DRY] if dry_run else found
 
-    kinds = [("bfloat16", MODES[0]), ("bfloat16", MODES[1]), ("float16", MODES[0])]
-    return [
+    kinds = TRITON_KINDS if stage == OF_TRITON else KINDS
+    jobs = [
         f"{backend} {dtype} {mode} {name}"
         for dtype, mode in kinds
-        for backend in listing["backends"]
+        for backend in backends
         for name in names(backend)
     ]
+    foreign = [(backend, name) for backend in backends for name in listing["foreign"]]
+    jobs += [f"{backend} float16 {FREE} {name}" for backend, name in foreign if backend != SM80]
+    if stage == OF_TRITON:  # nothing is compared: the later stages find their kernels compiled
+        ahead = listing["ahead"][:2] if dry_run else listing["ahead"]
+        jobs += [f"{backend} bfloat16 {FREE} {name}" for backend in backends for name in ahead]
+    return jobs
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each backend, dtype and mode; then the refusals, which are few."""
+    """One line for each backend, dtype and mode; then what was refused or not run: few."""
     counts: dict[str, Counter[str]] = {}
-    refused: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for row in rows:
-        kind, _, name = row["job"].rpartition(" ")
-        verdict = "failed" if "error" in row else "refused" if "refused" in row else "passed"
-        counts.setdefault(kind, Counter())[verdict] += 1
-        if verdict == "refused":
-            refused[f"{kind.split()[0]} {name}"] = row["refused"].strip()
+        backend, dtype, mode, name = row["job"].split(maxsplit=3)
+        aside = next((key for key in ("refused", "not_run") if key in row), "passed")
+        verdict = "failed" if "error" in row else aside.replace("_", " ")
+        counts.setdefault(f"{backend} {dtype} {mode}", Counter())[verdict] += 1
+        if aside in row:
+            reasons[f"{backend} {name}"] = f"{verdict}: {row[aside].strip()}"
     lines = []
     for kind, counted in counts.items():
         parts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
-        lines.append(f"{kind:30} {parts}")
-    return lines + [f"refused {name}: {why[:110]}" for name, why in refused.items()]
+        lines.append(f"{kind:32} {parts}")
+    return lines + [f"{name} {why[:110]}" for name, why in reasons.items()]
+
+
+def num_workers(context: Context) -> int:
+    if context.name != OF_TRITON:
+        return 1
+    return DRY_WORKERS if context.dry_run else max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))
 
 
 def run(context: Context) -> Outcome:
-    with JobRun(context, "named_cases", JOB_SECONDS) as jobs:
+    with JobRun(context, "named_cases", JOB_SECONDS, num_workers(context)) as jobs:
         if listing := jobs.opening("list"):
-            jobs.data |= {"backends": listing["backends"], "modes": MODES}
-            jobs.ask_all(job_names(listing, context.dry_run))
+            backends = stage_backends(context.name, listing["backends"])
+            jobs.data |= {"backends": backends}
+            if not backends:
+                reason = f"of this stage none is available, there are {listing['backends']}"
+                return Outcome(FAILED, jobs.data, [], reason)
+            jobs.ask_all(job_names(listing, backends, context.name, context.dry_run))
     return jobs.outcome(table(jobs.rows))

@@ -9,6 +9,8 @@ from .report import ROOT
 
 FOLDER = ROOT / "build" / "gpu_check"  # git ignores it; later calls on the same machine find it
 STAMP = FOLDER / "sources.txt"
+# Triton knows a compiled kernel by its source and the compiler's: what is stale is not found.
+TRITON_CACHE = ROOT / "build" / "gpu_check_triton"
 BUILT_FROM = (
     *("cmake", "csrc", "drope_kernels", "python_bindings"),
     *("CMakeLists.txt", "setup.py", "pyproject.toml"),

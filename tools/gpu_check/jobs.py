@@ -1,8 +1,11 @@
-"""What the stages that run jobs have in common: one worker, one row a job, saved as they come."""
+"""What the stages that run jobs have in common: workers, one row a job, saved as they come."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from . import machine, package
@@ -14,18 +17,24 @@ MOST_HUNG = 2  # jobs of one kind, their first word: a backend's others would ha
 
 
 class JobRun:
-    """Asks the worker of gpu_check.`module` for one job after another, within the stage's time.
+    """Asks the workers of gpu_check.`module` for one job after another, within the stage's time.
 
+    num_workers: more than one where jobs spend their time compiling, and none is timed.
     data["rows"]: {"job": name, "seconds": s, ...} of each; "unreached": those out of time, and
     those of a kind that hangs.
     `blocked` says why nothing can run here, or is empty.
     """
 
-    def __init__(self, context: Context, module: str, job_seconds: float) -> None:
+    def __init__(
+        self, context: Context, module: str, job_seconds: float, num_workers: int = 1
+    ) -> None:
         self.context, self.job_seconds = context, job_seconds
         self.mode = "dry-run" if context.dry_run else "measure"
         self.data: dict[str, Any] = {"rows": [], "unreached": [], "builds": []}
-        self.worker: Worker | None = None
+        self.num_workers = num_workers
+        self.workers: list[Worker] = []
+        self.idle: SimpleQueue[Worker] = SimpleQueue()
+        self.writing = threading.Lock()
         self.blocked, self.module = "", module
 
     def gpu_fields(self) -> dict[str, str]:
@@ -38,12 +47,16 @@ class JobRun:
             return self
         built = package.find_or_build(self.context)
         self.data["builds"], self.blocked = built.builds, built.error
-        self.worker = Worker(f"gpu_check.{self.module}", self.mode, built.folder)
+        for _ in range(self.num_workers):
+            module = f"gpu_check.{self.module}"
+            self.workers.append(Worker(module, self.mode, built.folder, self.num_workers))
+            self.idle.put(self.workers[-1])
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.worker is not None:
-            self.worker.close()
+        for worker in self.workers:
+            worker.close()
+        if self.workers:
             self.data["gpu_after"] = self.gpu_fields()
 
     def ask(self, name: str) -> dict[str, Any] | None:
@@ -52,11 +65,16 @@ class JobRun:
         if context.remaining() < RESERVE_SECONDS:
             self.data["unreached"].append(name)
             return None
-        assert self.worker is not None, "entered and not blocked"
-        seconds = min(self.job_seconds, context.remaining() - RESERVE_SECONDS / 2)
-        row = {"job": name, **self.worker.ask(name, seconds)}
-        self.data["rows"].append(row)
-        context.save(Outcome(RUNNING, self.data, []))
+        assert self.workers, "entered and not blocked"
+        worker = self.idle.get()
+        try:
+            seconds = min(self.job_seconds, context.remaining() - RESERVE_SECONDS / 2)
+            row = {"job": name, **worker.ask(name, seconds)}
+        finally:
+            self.idle.put(worker)
+        with self.writing:
+            self.data["rows"].append(row)
+            context.save(Outcome(RUNNING, self.data, []))
         return row
 
     def opening(self, name: str) -> dict[str, Any]:
@@ -68,14 +86,20 @@ class JobRun:
         return answer
 
     def ask_all(self, names: Iterable[str]) -> None:
-        for name in names:
+        """In this order; several workers end them in any."""
+
+        def ask(name: str) -> None:
             if self.hangs(name.split()[0]):
                 self.data["unreached"].append(name)
             else:
                 self.ask(name)
 
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            list(threads.map(ask, names))  # raises what a thread raised
+
     def hangs(self, kind: str) -> bool:
-        hung = [row for row in self.rows if row.get("hung") and row["job"].split()[0] == kind]
+        done = list(self.rows)
+        hung = [row for row in done if row.get("hung") and row["job"].split()[0] == kind]
         return len(hung) >= MOST_HUNG
 
     def outcome(self, table: list[str]) -> Outcome:

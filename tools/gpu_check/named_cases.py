@@ -1,4 +1,4 @@
-"""Jobs of the stage cases: one named case of the test suite on one backend of the device.
+"""Jobs of the stages cases: one named case of the test suite on one backend of the device.
 
 Job names: "BACKEND DTYPE MODE CASE". Inputs, yardstick, peer and tolerance are those of tests/:
 what passes here passes for the reason it passes there.
@@ -15,17 +15,18 @@ import torch
 from calls import Call, make_call
 from cases import BY_NAME, CASES, Case
 
-from . import decode_cases
+from . import ahead, decode_cases, foreign_arrays
 from .accelerator import StandIn
 from .device_calls import on_device, run_in
 
-# What 16-bit GPU kernels may refuse; any other refusal is a failure.
-MULTIPLE = 8
+MULTIPLE = 8  # of the head_dims that the CUDA kernels take
 
 
-def may_refuse(case: Case) -> bool:
+def may_refuse(backend: str, case: Case) -> bool:
+    """What the CUDA kernels leave to Triton, which serves everything; else a refusal fails."""
     dims = (case.head_dim, case.value_dim)
-    return case.softcap is not None or any(dim % MULTIPLE for dim in dims)
+    few = case.softcap is not None or any(dim % MULTIPLE for dim in dims)
+    return few and backend != "triton"
 
 
 @cache
@@ -53,7 +54,7 @@ def check(backend: str, dtype: torch.dtype, mode: str, name: str, where: StandIn
     try:
         ours = run_in(mode, where, lambda: on_device(given, where.device).run(backend))
     except ValueError as error:
-        if not str(error).startswith(checker.REFUSAL) or not may_refuse(call.case):
+        if not str(error).startswith(checker.REFUSAL) or not may_refuse(backend, call.case):
             raise
         return {"refused": str(error).removeprefix(checker.REFUSAL)}
     checker.compare(call, ours, checker.yardstick(name, dtype), checker.peer_results(name, dtype))
@@ -65,6 +66,8 @@ def listing(where: StandIn) -> dict[str, Any]:
         "backends": list(where.backends),
         "cases": [case.name for case in CASES],
         "decodes": [case.name for case in decode_cases.CASES],
+        "foreign": list(foreign_arrays.CHECKS),
+        "ahead": list(ahead.CALLS),
     }
 
 
@@ -72,7 +75,11 @@ def run_job(job: str, where: StandIn) -> dict[str, Any]:
     """The job "list" says what there is to ask for; any other is one case, as the module says."""
     if job == "list":
         return listing(where)
-    backend, dtype_name, mode, name = job.split()
+    backend, dtype_name, mode, name = job.split(maxsplit=3)
+    if name in foreign_arrays.CHECKS:
+        return foreign_arrays.CHECKS[name](backend, where)
+    if name in ahead.CALLS:
+        return ahead.run(name, backend, where)
     dtype = getattr(torch, dtype_name)
     if name in decode_cases.BY_NAME:
         return decode_cases.check(backend, dtype, mode, name, where)

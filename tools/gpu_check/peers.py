@@ -10,21 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import exact, machine, timing
+from .failures import CALL_ERRORS
 from .peer_calls import PEERS, Attention, Peer, rotary_tables, rotate_half_split
 from .peer_cases import PeerCase, attention_cases, decode_cases, rope_cases
 from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
 
 COPY_BYTES = 4 << 30
 RESERVE_SECONDS = 40  # nothing new is started when less is left
-# What a peer may raise for a shape it does not serve; the text goes into the report.
-PEER_ERRORS = (
-    RuntimeError,
-    ImportError,
-    NotImplementedError,
-    ValueError,
-    TypeError,
-    AssertionError,
-)
 
 
 def make_inputs(case: PeerCase, device: str, dtype: torch.dtype) -> exact.Inputs:
@@ -97,7 +89,7 @@ def measure(case: PeerCase, inputs: exact.Inputs, peer: Peer) -> dict[str, Any]:
         if case.backward:
             row["errors"] |= check_backward(inputs, call)
             row |= time_backward(case, inputs, call)
-    except PEER_ERRORS as error:
+    except CALL_ERRORS as error:
         row["error"] = f"{type(error).__name__}: {error}"[:600]
     torch.cuda.empty_cache()
     return row
@@ -121,7 +113,7 @@ def measure_rope(case: PeerCase) -> dict[str, Any]:
         row["backward"] = asdict(
             timing.time_call(lambda: torch.autograd.grad(rotated, leaves, grads, retain_graph=True))
         )
-    except PEER_ERRORS as error:
+    except CALL_ERRORS as error:
         row["error"] = f"{type(error).__name__}: {error}"[:600]
     return row
 

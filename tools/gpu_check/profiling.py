@@ -16,9 +16,17 @@ from . import machine, package
 from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
 from .watched import find_tool, watch
 
-TARGETS = ("large_train_128", "large_train_64", "large_decode")
+# (backend, target), most telling first.
+RUNS = (
+    ("cuda", "large_train_128"),
+    ("cuda", "large_train_64"),
+    ("cuda", "large_decode"),
+    ("triton", "large_train_128"),
+    ("triton", "large_decode"),
+)
 RUN_SECONDS = 150.0
-OUR_KERNELS = "regex:drope::"  # demangled names
+# Demangled names: our namespace; Triton's have no parameters, as torch's do.
+OUR_KERNELS = r"regex:drope::|^\w+_kernel$"
 SECTIONS = (
     "SpeedOfLight",
     "ComputeWorkloadAnalysis",
@@ -90,11 +98,13 @@ def summary(launch: dict[str, Any]) -> dict[str, Any]:
     return {"kernel": launch["kernel"], **few, "tensor": tensor, "stalls": dict(worst)}
 
 
-def line(target: str, found: dict[str, Any]) -> str:
+def line(backend: str, target: str, found: dict[str, Any]) -> str:
     name = re.sub(r"[<(].*", "", found["kernel"]).rsplit("::", 1)[-1]
     tensor = max(found["tensor"].values(), default=float("nan"))
     stalls = ", ".join(f"{reason} {value:.1f}" for reason, value in found["stalls"].items())
-    return f"{target:16} {name[:34]:34} tensor {tensor:3.0f}%, waits per issue: {stalls}"
+    return (
+        f"{backend:6} {target:16} {name[:34]:34} tensor {tensor:3.0f}%, waits per issue: {stalls}"
+    )
 
 
 def run(context: Context) -> Outcome:
@@ -109,23 +119,32 @@ def run(context: Context) -> Outcome:
     if built.error:
         return Outcome(FAILED, data | {"builds": built.builds}, [], built.error)
     table = []
-    for target in ("decode",) if context.dry_run else TARGETS:
+    for backend, target in (("reference", "decode"),) if context.dry_run else RUNS:
         seconds = min(RUN_SECONDS, context.remaining() - 5)
+        row: dict[str, Any] = {"backend": backend, "target": target}
         if seconds < 15:
-            data["rows"].append({"target": target, "error": "no time left"})
+            data["rows"].append(row | {"error": "no time left"})
             continue
-        prefix = command(tool_path or "ncu")
-        watched = watch(prefix, built.folder, (target,), dry_run=context.dry_run, seconds=seconds)
+        watched = watch(
+            command(tool_path or "ncu"),
+            built.folder,
+            (target,),
+            dry_run=context.dry_run,
+            seconds=seconds,
+            backend=backend,
+        )
         launches = parse(watched.log)
-        row: dict[str, Any] = {"target": target, "launches": launches}
+        row["launches"] = launches
         row["summaries"] = [summary(launch) for launch in launches]
         if not launches and not (context.dry_run and watched.completed):
             row["error"] = f"no counters, exit status {watched.returncode}: {watched.log_end}"
-        table += [line(target, found) for found in row["summaries"]]
+        table += [line(backend, target, found) for found in row["summaries"]]
         data["rows"].append(row)
         context.save(Outcome(RUNNING, data, []))
     failed = [row for row in data["rows"] if "error" in row]
-    table += [f"{row['target']}: {row['error'].splitlines()[-1]}" for row in failed]
+    table += [
+        f"{row['backend']} {row['target']}: {row['error'].splitlines()[-1]}" for row in failed
+    ]
     if failed:
         return Outcome(FAILED, data, table, "not every shape was profiled")
     if context.dry_run:

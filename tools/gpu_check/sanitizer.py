@@ -4,6 +4,9 @@ alone, but initcheck needs torch's too.
 memcheck, initcheck and synccheck watch every family. racecheck watches the sm_80 kernels only: it
 does not follow mbarriers and bulk copies, and reports hazards in correct sm_90a pipelines. The
 races of those are decided by the emulator's (`make race`) and by the repeats of stage stress.
+
+Triton's kernels are not watched: shared memory and barriers in them are their compiler's work, and
+the minutes go to what was written by hand.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import installed
 from .machine import find_nvcc
 from .report import ROOT
 
@@ -58,6 +59,7 @@ def watch(
     folders = os.pathsep.join([str(package), str(ROOT / "tools")])
     # Every tensor an allocation of its own: a read behind its end is then seen as one.
     environment = os.environ | {"PYTHONPATH": folders, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment["TRITON_CACHE_DIR"] = str(installed.TRITON_CACHE)
     if dry_run:
         environment["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryFile("w+", errors="replace") as log:

@@ -19,20 +19,12 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import installed
+from .failures import CALL_ERRORS
 from .report import ROOT
 
 START_SECONDS = 120.0  # torch, the package and the CUDA context, from a cold disk
 ERROR_CHARACTERS = 1500
-# What a job may raise and the child survive; a CUDA error that sticks ends it (see `answer`).
-JOB_ERRORS = (
-    RuntimeError,
-    AssertionError,
-    ValueError,
-    TypeError,
-    ImportError,
-    NotImplementedError,
-    OSError,
-)
 
 
 # ---- the child
@@ -42,7 +34,7 @@ def answer(module: Any, name: str, where: Any) -> dict[str, Any]:
     """The job's result or {"error": ...}; "lost": the device no longer answers after it."""
     try:
         result: dict[str, Any] = module.run_job(name, where)
-    except JOB_ERRORS as error:
+    except CALL_ERRORS as error:
         result = {"error": f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]}
     try:
         where.settle()
@@ -59,7 +51,7 @@ def serve(module_name: str, mode: str, jobs: TextIO, answers: TextIO) -> None:
     try:
         where = accelerator(mode == "dry-run")
         hello: dict[str, Any] = {"ready": True}
-    except JOB_ERRORS as error:
+    except CALL_ERRORS as error:
         hello = {"error": f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS], "lost": True}
     print(json.dumps(hello), file=answers, flush=True)
     if "lost" in hello:
@@ -75,18 +67,25 @@ def serve(module_name: str, mode: str, jobs: TextIO, answers: TextIO) -> None:
 
 
 class Worker:
-    """Starts the child when it is first asked, and again after it was lost."""
+    """Starts the child when it is first asked, and again after it was lost.
 
-    def __init__(self, module: str, mode: str, package: Path | None = None) -> None:
+    num_beside: workers that run at a time and share the machine's cores.
+    """
+
+    def __init__(
+        self, module: str, mode: str, package: Path | None = None, num_beside: int = 1
+    ) -> None:
         self.command = [sys.executable, "-m", "gpu_check.worker", module, mode]
         folders = [str(folder) for folder in (package or ROOT, ROOT / "tools", ROOT / "tests")]
         inherited = [path for path in [os.environ.get("PYTHONPATH")] if path]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(folders + inherited),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch asks for it in deterministic mode
+            "TRITON_CACHE_DIR": str(installed.TRITON_CACHE),
         }
-        if mode == "dry-run":
-            self.environment["OMP_NUM_THREADS"] = "1"  # its tensors are tiny
+        if mode == "dry-run" or num_beside > 1:
+            num_threads = 1 if mode == "dry-run" else max(1, (os.cpu_count() or 1) // num_beside)
+            self.environment["OMP_NUM_THREADS"] = str(num_threads)
         self.process: subprocess.Popen[str] | None = None
         self.errors = -1  # the file, already without a name, that takes the child's error stream
         self.failed_starts = 0
