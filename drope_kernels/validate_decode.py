@@ -41,6 +41,7 @@ def check_decode(
                     f"{name}: expected heads and channels of {name}_cache {shape_of(old)}, got "
                     f"{shape_of(new)}; new rows are laid out as (B, Hkv, Snew, channels)"
                 )
+            _check_own_memory(f"{name}_cache", old)
     check_index("cache_seqlens", cache_seqlens, q, q.shape[0], "an int32 tensor (B,)")
     if cache_seqlens is None:
         raise TypeError(
@@ -52,6 +53,15 @@ def check_decode(
             "cache was filled"
         )
     _check_no_grad(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
+
+
+def _check_own_memory(name: str, cache: Tensor) -> None:
+    """Rows on the same memory, of expanded tensors, cannot each hold what is appended to them."""
+    if any(step == 0 and size > 1 for step, size in zip(cache.stride(), cache.shape, strict=True)):
+        raise ValueError(
+            f"{name}: expected memory of its own for every row to append to, got strides "
+            f"{tuple(cache.stride())} for shape {shape_of(cache)}; use {name}.contiguous()"
+        )
 
 
 def _check_pages(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor) -> None:

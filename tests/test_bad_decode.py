@@ -99,6 +99,15 @@ BAD = [
         ".to(",
     ),
     Bad(
+        "cache_expanded",
+        Watched(v_cache=torch.zeros(1, HKV, CAPACITY, D).expand(B, -1, -1, -1)),
+        V,
+        "v_cache",
+        "memory of its own",
+        "(0, 48, 8, 1)",
+        ".contiguous()",
+    ),
+    Bad(
         "cache_grad",
         Watched(k_cache=torch.zeros(B, HKV, CAPACITY, D, requires_grad=True)),
         N,

@@ -177,12 +177,16 @@ void decode_elements(const AttentionDecodeParams& params, const CpuOptions& opti
   AttentionDecodeParams p = params;
   p.rotary.positions = p.rotary.kv_positions = nullptr;
   ends.set(p.mask, p.batch);
-  append<Element>(p, options);
-  if (p.num_heads_kv == 0 || p.seqlen_q == 0) return;
+  if (p.num_heads_kv == 0 || p.seqlen_q == 0) return append<Element>(p, options);
+  // Memory is taken before the caches are written.
   if (p.seqlen_q <= kFewQueries) {
-    DecodeSplits<Element, Dot>(p, options).run();
+    const DecodeSplits<Element, Dot> attention(p, options);
+    append<Element>(p, options);
+    attention.run();
   } else {
-    DecodeByForward<Element, Dot>(p, ends.longest(), options).run();
+    const DecodeByForward<Element, Dot> attention(p, ends.longest(), options);
+    append<Element>(p, options);
+    attention.run();
   }
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "cpu/attention_cpu.h"
 #include "cpu/decode_block.h"
@@ -24,12 +25,13 @@ struct DecodePlan {
   bool rotates_keys;
   bool shared_angles;       // by all heads
   int64_t heads_at_a_time;  // kv heads of a task, which share the angles of its keys
+  int64_t chunk_keys;       // of a task, whose angles are tabulated together
   int64_t head_groups;
   int64_t max_splits;                          // of the keys of a batch row
   int64_t q_size, s_size, o_size, state_size;  // floats of a tile
   int64_t row_stride;                          // elements of a rotated key
   int64_t row_lines;                           // cache lines of a value
-  int64_t k_size, angles_size;                 // floats of a block of rotated keys, of its angles
+  int64_t k_size, angles_size;                 // floats of a block of rotated keys, of angles
   int num_threads;
 
   DecodePlan(const AttentionDecodeParams& p, const CpuOptions& options) {
@@ -44,6 +46,7 @@ struct DecodePlan {
     shared_angles = rotates_keys && p.rotary.num_tables == 1;
     heads_at_a_time =
         shared_angles ? std::max<int64_t>(1, std::min(p.num_heads_kv, kHeadsSharingAngles)) : 1;
+    chunk_keys = shared_angles ? round_up(kKeysSharingAngles, block_keys) : p.seqlen_kv;
     head_groups = (p.num_heads_kv + heads_at_a_time - 1) / heads_at_a_time;
     max_splits = 0;
     double num_elements = 0.0;
@@ -62,7 +65,7 @@ struct DecodePlan {
     row_stride = round_up(p.head_dim, kGroup);
     row_lines = (p.head_dim_v * element + 63) / 64;
     k_size = rotates_keys ? kDecodeKeys * row_stride : 0;
-    angles_size = shared_angles ? kDecodeKeys * RotaryRows::angle_floats(p.rotary.rotary_dim) : 0;
+    angles_size = shared_angles ? chunk_keys * RotaryRows::angle_floats(p.rotary.rotary_dim) : 0;
     num_threads =
         std::max(1, std::min(options.num_threads,
                              static_cast<int>(std::min(num_elements / kElementsPerThread, 1e6))));
@@ -79,6 +82,9 @@ struct DecodePlan {
   // Of a block of k: v of the block and k of the next one share L1 with it.
   static constexpr int64_t kBlockBytes = 8 << 10;
   static constexpr int64_t kHeadsSharingAngles = 8;
+  // Their angles stay in L2. Runs of one head are long: memory answers short ones, of many heads in
+  // turn, more slowly.
+  static constexpr int64_t kKeysSharingAngles = 256;
   static constexpr int64_t kKeysPerTask = 2048;
   static constexpr int64_t kMaxSplits = 64;
   static constexpr double kElementsPerThread = 256e3;  // fewer are not worth a wake-up
@@ -142,33 +148,41 @@ class DecodeSplits {
     if (plan_.rotates_keys) rotation = key_rotation(p_, batch, first_head, 1.0f);
     if (plan_.shared_angles) rotation.angles = rotated + plan_.k_size;
 
-    BlockRows<Element> rows[2];
-    find_rows(batch, first_head, keys.begin, keys.end, rows[0]);
-    int current = 0;
-    for (int64_t block = keys.begin; block < keys.end; block += plan_.block_keys) {
+    BlockRows<Element> two_blocks[2], *rows = two_blocks, *next = two_blocks + 1;
+    find_rows(batch, first_head, chunk_of(keys, keys.begin), *rows);
+    for (int64_t begin = keys.begin; begin < keys.end; begin += plan_.chunk_keys) {
+      const KeyRange chunk = chunk_of(keys, begin), next_chunk = chunk_of(keys, chunk.end);
       if (plan_.shared_angles) {
-        rotation.first_angle = block;
-        tabulate_angles(rotation, block, std::min(block + plan_.block_keys, keys.end));
+        rotation.first_angle = chunk.begin;
+        tabulate_angles(rotation, chunk.begin, chunk.end);
       }
-      for (int64_t i = 0; i < num_heads; ++i, current ^= 1) {
-        BlockRows<Element>&now = rows[current], &next = rows[current ^ 1];
-        if (i + 1 < num_heads) {
-          find_rows(batch, first_head + i + 1, block, keys.end, next);
-        } else {
-          find_rows(batch, first_head, block + plan_.block_keys, keys.end, next);
+      for (int64_t i = 0; i < num_heads; ++i) {
+        const GroupTile tile = tile_at(memory + i * plan_.head_size());
+        for (int64_t block = chunk.begin; block < chunk.end; block += plan_.block_keys) {
+          if (block + plan_.block_keys < chunk.end) {
+            find_rows(batch, first_head + i, {block + plan_.block_keys, chunk.end}, *next);
+          } else if (i + 1 < num_heads) {
+            find_rows(batch, first_head + i + 1, chunk, *next);
+          } else {
+            find_rows(batch, first_head, next_chunk, *next);
+          }
+          LookAhead<Element> ahead_v(rows->v, rows->count, p_.head_dim_v);
+          if (plan_.rotates_keys) {
+            rotate_block(rotation, *rows, reinterpret_cast<Storage*>(rotated), ahead_v);
+          }
+          LookAhead<Element> ahead_k(next->k, next->count, p_.head_dim);
+          attend_block<Element, Dot>(tile, *rows, p_.softcap, ahead_v, ahead_k);
+          std::swap(rows, next);
         }
-        LookAhead<Element> ahead_v(now.v, now.count, p_.head_dim_v);
-        if (plan_.rotates_keys) {
-          rotate_block(rotation, now, reinterpret_cast<Storage*>(rotated), ahead_v);
-        }
-        LookAhead<Element> ahead_k(next.k, next.count, p_.head_dim);
-        attend_block<Element, Dot>(tile_at(memory + i * plan_.head_size()), now, p_.softcap,
-                                   ahead_v, ahead_k);
       }
     }
     for (int64_t i = 0; i < num_heads; ++i) {
       store_part(tile_at(memory + i * plan_.head_size()), part(batch, first_head + i, split));
     }
+  }
+
+  KeyRange chunk_of(KeyRange keys, int64_t begin) const {
+    return {begin, std::min(begin + plan_.chunk_keys, keys.end)};
   }
 
   GroupTile tile_at(float* memory) const {
@@ -216,10 +230,10 @@ class DecodeSplits {
     }
   }
 
-  void find_rows(int64_t batch, int64_t kv_head, int64_t begin, int64_t end,
-                 BlockRows<Element>& rows) const {
-    rows.begin = begin;
-    rows.count = std::clamp<int64_t>(end - begin, 0, plan_.block_keys);
+  // The first block of `keys`.
+  void find_rows(int64_t batch, int64_t kv_head, KeyRange keys, BlockRows<Element>& rows) const {
+    const int64_t begin = rows.begin = keys.begin;
+    rows.count = std::clamp<int64_t>(keys.end - begin, 0, plan_.block_keys);
     if (rows.count == 0) return;
     const auto k = cached_keys<Element>(p_, batch, kv_head);
     const auto v = cached_values<Element>(p_, batch, kv_head);
