@@ -110,7 +110,8 @@ def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *options: A
 
 def check_access(ptrs: Any, mask: Any) -> None:
     size = ptrs.get_element_ty().primitive_bitwidth // 8
-    first = ptrs.data[mask.data.astype(bool)]
+    wanted = mask if isinstance(mask, np.ndarray) else mask.data  # descriptors hand over an array
+    first = ptrs.data[wanted.astype(bool)]
     owner = np.searchsorted(Reach.begin, first, side="right")
     if first.size and (owner == 0).any():
         raise OutsideError(f"{(owner == 0).sum()} elements before every tensor")
