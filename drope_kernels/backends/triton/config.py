@@ -131,7 +131,7 @@ _GRAD_QUERIES = {
     (90, 128, False): BackwardConfig(128, 64, 8, 3),
     (90, 128, True): BackwardConfig(128, 32, 8, 2),
     (90, 256, False): BackwardConfig(64, 64, 8, 2),
-    (90, 256, True): BackwardConfig(32, 32, 8, 2),
+    (90, 256, True): BackwardConfig(32, 64, 8, 2),
 }
 # Products of float32 keep whole rows of both factors in registers: from head_dim 128 on dq, with
 # four such rows, spills. Its tiles are forward's, as under the interpreter products of other shapes
