@@ -230,6 +230,16 @@ def test_empty_rows_give_zero_minus_infinity_and_no_gradient(backend: str) -> No
 
 
 @on_every_backend
+def test_no_queries_have_gradients_all_the_same(backend: str) -> None:
+    """That of a sum arrives expanded, with strides of 0."""
+    call = make_call(BY_NAME["no_queries_rope"], torch.float32)
+    leaves = call.leaves()
+    out, _ = call.outputs(leaves, backend)
+    grads = torch.autograd.grad(out.sum(), list(leaves.values()))
+    assert all((grad == 0).all() for grad in grads)
+
+
+@on_every_backend
 def test_gradients_of_some_inputs_only(backend: str) -> None:
     """What autograd asks for must not change what it gets."""
     call = make_call(BY_NAME["scale_per_row_rope"], torch.float32)

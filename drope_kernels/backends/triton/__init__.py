@@ -20,6 +20,7 @@ NAME = "triton"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 MAX_PROGRAMS = 2**31 - 1
+MAX_ROW = 2**23  # channels of all heads: 256 rows of a result, a tile at most, stay below 2**31
 OLDEST_CAPABILITY = (8, 0)
 OLDEST_TRITON = (3, 6)
 
@@ -121,6 +122,8 @@ def _unsupported(spec: AttentionSpec) -> str | None:
     if max(spec.head_dim, spec.head_dim_v) > MAX_HEAD_DIM:
         dims = f"{spec.head_dim} (q, k) and {spec.head_dim_v} (v)"
         return f"its head_dim is at most {MAX_HEAD_DIM}, got {dims}."
+    if spec.num_heads_q * max(spec.head_dim, spec.head_dim_v) > MAX_ROW:
+        return "its heads have at most 2**23 channels together."
     rows = max(spec.seqlen_q, spec.seqlen_kv)
     if rows > MAX_SEQLEN:
         return f"its sequences have at most {MAX_SEQLEN} rows."

@@ -25,7 +25,8 @@ class Softmax(NamedTuple):
 def query_scale(scale, sequence, head, query, is_query):
     """The logit scale of each query (BLOCK_Q,) of the sequence; 1 where there is no query."""
     if scale.rows is not None:
-        offset = tl.cast(sequence.batch, tl.int64) * scale.stride_batch + head * scale.stride_head
+        offset = tl.cast(sequence.batch, tl.int64) * scale.stride_batch
+        offset += tl.cast(head, tl.int64) * scale.stride_head
         row = tl.cast(sequence.first_q + query, tl.int64) * scale.stride_row
         return tl.load(scale.rows + offset + row, mask=is_query, other=1.0)
     return tl.zeros_like(query).to(tl.float32) + scale.value
