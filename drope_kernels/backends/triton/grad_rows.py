@@ -7,7 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.rotary import rotate_tile, sincos_turns
+from drope_kernels.backends.triton.pairs import load_turns
+from drope_kernels.backends.triton.rotary import sincos_turns
 
 
 @triton.jit
@@ -24,19 +25,35 @@ def restore(
     if ROTARY_DIM == 0:
         y = x
     elif not INTERLEAVED and BLOCK_DIM % ROTARY_DIM != 0:
-        y = rotate_tile(x, position, rotary, kv_head, -1.0, ROTARY_DIM, INTERLEAVED, BLOCK_DIM)
+        y = restore_by_gather(x, position, rotary, kv_head, ROTARY_DIM, BLOCK_DIM)
     else:
         first, second = part(x, ROTARY_DIM, INTERLEAVED)
-        pair = tl.arange(0, BLOCK_DIM // 2)
-        is_pair = pair < ROTARY_DIM // 2
-        table = tl.where(rotary.num_tables > 1, kv_head * (ROTARY_DIM // 2), 0)
-        hi = tl.load(rotary.turns_hi + table + pair, mask=is_pair, other=0.0)
-        lo = tl.load(rotary.turns_lo + table + pair, mask=is_pair, other=0.0)
-        sin, cos = sincos_turns(position[:, None], hi[None, :], lo[None, :])
+        turns = load_turns(rotary, kv_head, ROTARY_DIM, BLOCK_DIM // 2)
+        sin, cos = sincos_turns(position[:, None], turns.hi[None, :], turns.lo[None, :])
+        is_pair = tl.arange(0, BLOCK_DIM // 2) < ROTARY_DIM // 2
         factor = tl.where(is_pair, rotary.attention_factor, 1.0)[None, :]
         y1, y2 = first * cos + second * sin, second * cos - first * sin
         y = unite(y1 * factor, y2 * factor, ROTARY_DIM, INTERLEAVED)
     return y
+
+
+@triton.jit
+def restore_by_gather(
+    x, position, rotary, kv_head, ROTARY_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
+):
+    """R^T x of half-split pairs that `part` cannot part: each channel looks for its partner."""
+    half = ROTARY_DIM // 2
+    channel = tl.arange(0, BLOCK_DIM)
+    other = tl.where(channel < half, channel + half, channel - half)
+    other = tl.where(channel < ROTARY_DIM, other, channel)
+    partner = tl.gather(x, tl.broadcast_to(other[None, :], x.shape), 1)
+    pair = channel % half + tl.where(rotary.num_tables > 1, kv_head * half, 0)
+    hi, lo = tl.load(rotary.turns_hi + pair), tl.load(rotary.turns_lo + pair)
+    sin, cos = sincos_turns(position[:, None], hi[None, :], lo[None, :])
+    channel = channel[None, :]
+    sin = tl.where(channel < half, sin, -sin)
+    y = (x * cos + partner * sin) * rotary.attention_factor
+    return tl.where(channel < ROTARY_DIM, y, x)
 
 
 @triton.jit

@@ -5,9 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.pairs import angles_at, load_parts, load_turns, rotate_pairs
+from drope_kernels.backends.triton.pairs import (
+    angles_at,
+    load_parts,
+    load_turns,
+    rotate_pairs,
+    store_parts,
+)
 from drope_kernels.backends.triton.rotary import key_positions
-from drope_kernels.backends.triton.rows import row_address, store_tile
+from drope_kernels.backends.triton.rows import row_address
 from drope_kernels.backends.triton.sequence import work_tile
 from drope_kernels.backends.triton.unspecialized import plain_mask, plain_shape
 
@@ -42,19 +48,17 @@ def rotate_rows(
     )
     turns = load_turns(rotary, kv_head, ROTARY_DIM, BLOCK_PAIRS)
     y = rotate_pairs(x, angles_at(position, turns, rotary.attention_factor))
-    if INTERLEAVED:
-        channel = tl.arange(0, 2 * BLOCK_PAIRS)
-        tile = tl.reshape(tl.join(y.first, y.second), (row.shape[0], 2 * BLOCK_PAIRS))
-        store_tile(target, stride_target, row, is_row, channel, tile, ROTARY_DIM)
-    else:
-        HALF: tl.constexpr = ROTARY_DIM // 2
-        pair = tl.arange(0, BLOCK_PAIRS)
-        store_tile(target, stride_target, row, is_row, pair, y.first, HALF)
-        store_tile(target + HALF, stride_target, row, is_row, pair, y.second, HALF)
-    if BLOCK_STILL > 0:
-        channel = tl.arange(0, BLOCK_STILL)
-        still = target + ROTARY_DIM
-        store_tile(still, stride_target, row, is_row, channel, y.still, DIM - ROTARY_DIM)
+    store_parts(
+        target,
+        row * stride_target,
+        is_row,
+        y,
+        DIM,
+        ROTARY_DIM,
+        INTERLEAVED,
+        BLOCK_PAIRS,
+        BLOCK_STILL,
+    )
 
 
 @triton.jit(do_not_specialize=("num_tiles",))

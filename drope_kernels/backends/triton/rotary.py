@@ -1,7 +1,7 @@
 """Rotation of the rows of a tile by their positions, as csrc/position.h defines it.
 
 Angles are turns. ROTARY_DIM 0 is position-free: no angle, no work. INTERLEAVED pairs are channels
-(2i, 2i + 1), others (i, i + ROTARY_DIM / 2). A channel needs its partner, the other of the pair.
+(2i, 2i + 1), others (i, i + ROTARY_DIM / 2).
 """
 
 from __future__ import annotations
@@ -46,83 +46,6 @@ def sincos_turns(position, turns_hi, turns_lo):
     c = tl.fma(c, t2, 64.9393539)
     c = tl.fma(c, t2, -19.7392082)
     return s * turn * sign, tl.fma(c, t2, 1.0) * sign
-
-
-@triton.jit
-def pair_of(channel, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
-    if INTERLEAVED:
-        return channel // 2
-    return channel % (ROTARY_DIM // 2)
-
-
-@triton.jit
-def partner_of(channel, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The other channel of the pair; channels that do not rotate are their own."""
-    if INTERLEAVED:
-        partner = channel ^ 1
-    else:
-        half = ROTARY_DIM // 2
-        partner = tl.where(channel < half, channel + half, channel - half)
-    return tl.where(channel < ROTARY_DIM, partner, channel)
-
-
-@triton.jit
-def _angles_of_pairs(position, rotary, table, pair, num_pairs):
-    hi = tl.load(rotary.turns_hi + table + pair, mask=pair < num_pairs, other=0.0)
-    lo = tl.load(rotary.turns_lo + table + pair, mask=pair < num_pairs, other=0.0)
-    return sincos_turns(position[:, None], hi[None, :], lo[None, :])
-
-
-@triton.jit
-def _angles(
-    position,
-    rotary,
-    kv_head,
-    ROTARY_DIM: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-):
-    """sin and cos (BLOCK_ROWS, BLOCK_DIM) of each channel's pair, once per pair where that fits."""
-    BLOCK_ROWS: tl.constexpr = position.shape[0]
-    table = tl.where(rotary.num_tables > 1, kv_head * (ROTARY_DIM // 2), 0)
-    if INTERLEAVED or ROTARY_DIM == BLOCK_DIM:
-        pair = tl.arange(0, BLOCK_DIM // 2)
-        sin, cos = _angles_of_pairs(position, rotary, table, pair, ROTARY_DIM // 2)
-        sin, cos = tl.join(sin, sin), tl.join(cos, cos)  # (BLOCK_ROWS, BLOCK_DIM / 2, 2)
-        if not INTERLEAVED:
-            sin, cos = tl.permute(sin, (0, 2, 1)), tl.permute(cos, (0, 2, 1))
-        sin = tl.reshape(sin, (BLOCK_ROWS, BLOCK_DIM))
-        cos = tl.reshape(cos, (BLOCK_ROWS, BLOCK_DIM))
-    else:
-        pair = pair_of(tl.arange(0, BLOCK_DIM), ROTARY_DIM, INTERLEAVED)
-        sin, cos = _angles_of_pairs(position, rotary, table, pair, ROTARY_DIM // 2)
-    return sin, cos
-
-
-@triton.jit
-def rotate_tile(
-    x,
-    position,
-    rotary,
-    kv_head,
-    direction,
-    ROTARY_DIM: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-):
-    """x (BLOCK_ROWS, BLOCK_DIM) float32, nowhere but in registers, at `position` (BLOCK_ROWS,).
-
-    direction: +1 rotates, -1 undoes it (the transpose); attention_factor multiplies both.
-    """
-    channel = tl.arange(0, BLOCK_DIM)
-    other = partner_of(channel, ROTARY_DIM, INTERLEAVED)
-    partner = tl.gather(x, tl.broadcast_to(other[None, :], x.shape), 1)
-    channel = channel[None, :]
-    sin, cos = _angles(position, rotary, kv_head, ROTARY_DIM, INTERLEAVED, BLOCK_DIM)
-    is_first = channel % 2 == 0 if INTERLEAVED else channel < ROTARY_DIM // 2
-    sin = sin * tl.where(is_first, -direction, direction)
-    y = (x * cos + partner * sin) * rotary.attention_factor
-    return tl.where(channel < ROTARY_DIM, y, x)
 
 
 @triton.jit
