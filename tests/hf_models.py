@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers.models.mistral import MistralConfig, MistralForCausalLM
 from transformers.models.olmo2 import Olmo2Config, Olmo2ForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
+
+from drope_kernels import hf
 
 VOCABULARY = 61
 WINDOW = 7  # shorter than every sequence here
@@ -37,6 +40,16 @@ _FAMILIES = {
     "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
 }
 FAMILIES = tuple(_FAMILIES)
+# Two layers of float32 sums of up to 64 terms in another order: some 2e-6 measured, of the largest.
+TOLERANCE = 1e-5
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+}
+STOCK_ATTENTION = ("eager", "sdpa")
+ATTENTION = (*STOCK_ATTENTION, "kernels", "fused rotation")
 
 
 def build(family: str, **changes: Any) -> Any:
@@ -87,6 +100,43 @@ def padding(batch: int = 2, seqlen: int = 19, *, left: int = 0, right: int = 0) 
 def packed(*rows: list[int]) -> Tensor:
     """position_ids (B, S) of rows of sequences with the given lengths."""
     return torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in rows])
+
+
+def close(name: str, ours: Tensor, theirs: Tensor, size: Tensor | None = None) -> None:
+    """Within `TOLERANCE` of the largest number of theirs, or of `size`."""
+    limit = TOLERANCE * (theirs if size is None else size).abs().max()
+    error = (ours - theirs).abs().max()
+    assert error <= limit, f"{name}: {error:.3g} > {limit:.3g}"
+
+
+def logits(model: Any, inputs: dict[str, Any] | None = None) -> Tensor:
+    """Of the tokens that are not padding, by default `tokens()`."""
+    inputs = {"input_ids": tokens()} if inputs is None else inputs
+    with torch.no_grad():
+        out: Tensor = model(**inputs).logits
+    mask = inputs.get("attention_mask")
+    return out if mask is None else out[mask.bool()]
+
+
+def with_attention(model: Any, name: str) -> Any:
+    """The same model with one of `ATTENTION`."""
+    if name not in STOCK_ATTENTION:
+        return hf.use_kernels(model, fused_rotation=name == "fused rotation")
+    model.set_attn_implementation(name)
+    return model
+
+
+def with_identity_rotation(model: Any, layers: Iterable[int] | None = None) -> Any:
+    """The same model whose stock code turns these layers' queries and keys by cos 1, sin 0."""
+    for index, layer in enumerate(model.get_decoder().layers):
+        if layers is None or index in layers:
+            layer.register_forward_pre_hook(_identity, with_kwargs=True)
+    return model
+
+
+def _identity(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    cos, sin = kwargs["position_embeddings"]
+    return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
 
 
 class _Counting(TorchDispatchMode):

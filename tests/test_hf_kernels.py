@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import FAMILIES, build, copied, counted_calls, packed, padding, tokens
+from hf_models import FAMILIES, build, close, copied, counted_calls, packed, padding, tokens
 from tolerance import check_tensor
 from torch import Tensor
 from transformers import CompileConfig
@@ -15,8 +15,6 @@ from transformers import CompileConfig
 from drope_kernels import hf
 
 MODES = ["rotated before", "fused rotation"]
-# Two layers of float32 sums of up to 64 terms in another order: some 2e-6 measured, of the largest.
-TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,12 +54,6 @@ INPUTS = {
     },
     "shifted positions": {"input_ids": tokens(), "position_ids": torch.arange(19)[None] + 70},
 }
-
-
-def close(name: str, ours: Tensor, theirs: Tensor, size: Tensor | None = None) -> None:
-    limit = TOLERANCE * (theirs if size is None else size).abs().max()
-    error = (ours - theirs).abs().max()
-    assert error <= limit, f"{name}: {error:.3g} > {limit:.3g}"
 
 
 def valid(logits: Tensor, inputs: dict[str, Any]) -> Tensor:

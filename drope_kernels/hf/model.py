@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from drope_kernels.dispatch import available_backends
+from drope_kernels.hf.apply import check_applied
 from drope_kernels.hf.cache import RawDynamicCache, RawKeys, check_positions, require_raw
+from drope_kernels.hf.families import is_decoder
 from drope_kernels.hf.interface import KernelChoice, attend
 from drope_kernels.hf.masks import key_ranges
 from drope_kernels.hf.ranges import Unpadded
-from drope_kernels.hf.rotation import FAMILIES, KernelRotary, bypass, rope_of
+from drope_kernels.hf.rotation import FAMILIES, dropped_layers, rotates_in_kernel, settle_rotation
 
 NAME = "drope_kernels"
 # What the forward of a decoder of FAMILIES calls its arguments, in order.
@@ -47,7 +50,8 @@ def use_kernels(model: Any, *, backend: str = "auto", fused_rotation: bool = Fal
         The model.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an unknown backend; a model that transformers itself loaded, without what its
+            `config.drope` tells.
         NotImplementedError: a model that cannot; calls of it that need something the kernels do
             not have (dense masks, dropout, sinks, attention weights, ...) raise it by name.
     """
@@ -55,16 +59,16 @@ def use_kernels(model: Any, *, backend: str = "auto", fused_rotation: bool = Fal
         raise ValueError(
             f"backend: expected 'auto' or one of {available_backends()}, got {backend!r}"
         )
-    decoders = [
-        x
-        for x in model.modules()
-        if hasattr(x, "rotary_emb") and hasattr(x, "layers") and x.config.model_type in FAMILIES
-    ]
+    decoders = [x for x in model.modules() if is_decoder(x)]
     if fused_rotation and not decoders:
         raise NotImplementedError(
             f"model: expected one of {', '.join(FAMILIES)} with fused_rotation=True, got "
             f"{model.config.model_type}; use fused_rotation=False"
         )
+    for decoder in decoders:
+        check_applied(model, decoder)
+    for decoder in decoders:
+        settle_rotation(decoder, dropped_layers(decoder), NAME if fused_rotation else None)
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise NotImplementedError(
@@ -73,27 +77,13 @@ def use_kernels(model: Any, *, backend: str = "auto", fused_rotation: bool = Fal
         )
     for module in model.modules():
         if type(module).__name__.endswith("Attention"):
-            module.drope_kernels = KernelChoice(backend)
+            choice = getattr(module, "drope_kernels", KernelChoice())
+            module.drope_kernels = replace(choice, backend=backend)
     for decoder in decoders:
-        _settle_rotation(decoder, backend, fused_rotation)
         if before_forward not in decoder._forward_pre_hooks.values():
             decoder.register_forward_pre_hook(before_forward, with_kwargs=True)
             decoder.register_forward_hook(after_forward, with_kwargs=True, always_call=True)
     return model
-
-
-def _settle_rotation(decoder: Any, backend: str, fused_rotation: bool) -> None:
-    rotary = decoder.rotary_emb
-    stock = rotary.stock if isinstance(rotary, KernelRotary) else rotary
-    if not fused_rotation:
-        decoder.rotary_emb = stock
-        return
-    layer_types = getattr(decoder.config, "layer_types", None) or [None] * len(decoder.layers)
-    ropes = {x: rope_of(stock, x) for x in set(layer_types)}
-    for layer, layer_type in zip(decoder.layers, layer_types, strict=True):
-        layer.self_attn.drope_kernels = KernelChoice(backend, ropes[layer_type])
-        bypass(layer.self_attn)
-    decoder.rotary_emb = KernelRotary(stock, NAME)
 
 
 def before_forward(
@@ -105,7 +95,7 @@ def before_forward(
     kwargs = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     tokens = kwargs.get("input_ids")
     batch, seqlen = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[:2]
-    if isinstance(decoder.rotary_emb, KernelRotary):
+    if rotates_in_kernel(decoder):
         _ready_cache(decoder, kwargs, (batch, seqlen))
     if kwargs.get("attention_mask") is None and (
         kwargs.get("position_ids") is None

@@ -1,0 +1,136 @@
+"""`load_model`, `load_tokenizer`: a saved model with its positions dropped as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+
+from drope_kernels.hf.apply import apply_state
+from drope_kernels.hf.families import decoder_of
+from drope_kernels.hf.gguf import load_gguf_model
+from drope_kernels.hf.gguf_tokenizer import load_gguf_tokenizer
+from drope_kernels.hf.qk_norm import add_norms
+from drope_kernels.hf.state import DropState
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_NORMS = (".q_norm.weight", ".k_norm.weight")
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, **from_pretrained_options: Any
+) -> Any:
+    """A causal language model, with positions dropped, norms and temperature as it was saved.
+
+    Args:
+        source: a directory that `save_pretrained` wrote, or a .gguf file. Nothing is downloaded.
+        dtype: of the weights.
+        from_pretrained_options: as `AutoModelForCausalLM.from_pretrained` takes them; none for a
+            .gguf file.
+
+    Raises:
+        FileNotFoundError: no such directory or file, or no config.json in it.
+        ValueError: weights that are missing, cut short or not those that `config.drope` tells of;
+            a `config.drope` that `drop_positions` does not write.
+        NotImplementedError: `config.drope` of a family that cannot be dropped.
+    """
+    path = _existing(source)
+    if path.suffix == ".gguf":
+        if from_pretrained_options:
+            raise TypeError(
+                f"expected no options for a .gguf file, got {', '.join(from_pretrained_options)}; "
+                "convert it with save_pretrained first"
+            )
+        return load_gguf_model(path, dtype=dtype)
+    trust = from_pretrained_options.get("trust_remote_code", False)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
+    state = DropState.from_config(config)
+    model_class = AutoModelForCausalLM
+    if state.qk_norm is not None:
+        model_class = _class_with_norms(config, state.dropped_layers, state.qk_norm)
+    try:
+        model, report = model_class.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **from_pretrained_options,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"source: expected whole weights in {path}, got a file that cannot be read ({error}); "
+            "copy it again"
+        ) from error
+    _check_weights(path, model, report)
+    if state.qk_norm is not None:
+        model.__class__ = model_class.__base__
+    if not state.is_stock:
+        apply_state(decoder_of(model), state)
+    return model
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer beside a model, or inside a .gguf file.
+
+    Raises:
+        FileNotFoundError: no such directory or file, or no tokenizer in it.
+    """
+    path = _existing(source)
+    if path.suffix == ".gguf":
+        return load_gguf_tokenizer(path)
+    if not any((path / name).exists() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"source: expected a tokenizer in {path} ({', '.join(_TOKENIZER_FILES)}), got none; "
+            "save the model's tokenizer there with save_pretrained"
+        )
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _existing(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"source: expected a directory with config.json or a .gguf file, got {path}; models "
+            "are not downloaded, save one with save_pretrained"
+        )
+    return path
+
+
+def _check_weights(path: Path, model: Any, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"source: expected all weights of a {type(model).__name__} in {path}, {len(missing)} "
+            f"are missing, {missing[0]} among them; save the whole model"
+        )
+    unread = [x for x in sorted(report["unexpected_keys"]) if x.endswith(_NORMS)]
+    if unread:
+        raise ValueError(
+            f"source: expected norms of queries and keys in {path} only where config.drope tells "
+            f"of them, got {unread[0]}; take config.json from the save that the weights are of"
+        )
+
+
+def _class_with_norms(config: Any, dropped_layers: tuple[int, ...], form: str) -> Any:
+    """The class of a saved model whose constructor adds norms, so that transformers loads them."""
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+    class WithNorms(stock):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            layers = decoder_of(self).layers
+            for index in dropped_layers:
+                add_norms(layers[index].self_attn, form)
+
+    WithNorms.__name__ = stock.__name__  # transformers looks its loss up by it
+    return WithNorms
