@@ -1,0 +1,233 @@
+"""`read_documents`: training texts one document at a time, from files and datasets of all kinds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from drope_kernels.recalibrate.sources import Kind, Source, find_sources
+
+MAX_WARNINGS = 10  # further corrupt parts are only counted
+_ROWS_AT_ONCE = 64  # of Parquet, whose row groups may be larger than memory
+_BROKEN_STREAM = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that begins and ends by itself."""
+
+    text: str
+    source: str  # file or dataset
+    line: int | None  # line of a file, row of a table, from 1; None: the whole file
+
+
+# Called with place, what was expected, what came: raises, or returns where such parts are skipped.
+Corrupt = Callable[[str, str, str], None]
+
+
+def read_documents(
+    sources: Any, *, text_column: str = "text", skip_corrupt: bool = False
+) -> Documents:
+    """The documents of files, folders and datasets, read as they are iterated over.
+
+    A text file (.txt, .md, .rst) is one document; lines of JSON (.jsonl, .ndjson), rows of
+    Parquet and of a dataset hold one each in `text_column`. All but Parquet may be compressed with
+    gzip (.gz). Folders are read in sorted order, with their folders; a folder made by
+    `datasets.Dataset.save_to_disk` is one dataset. Text is UTF-8.
+
+    Args:
+        sources: a path, a `datasets.Dataset`, or an iterable of these, of one kind or several.
+        text_column: name of the column or key.
+        skip_corrupt: leave out what cannot be read instead of stopping: counted in
+            `Documents.num_corrupt`, the first with a warning each.
+
+    Raises:
+        ValueError: no sources, paths that are not there, unknown kinds of files. While iterating:
+            broken lines, rows or files, with file and line.
+        TypeError: a stream.
+        ImportError: a missing package (pyarrow, datasets).
+    """
+    return Documents(find_sources(sources), text_column, skip_corrupt)
+
+
+class Documents:
+    """What `read_documents` returns; each iteration reads from the start."""
+
+    def __init__(self, sources: tuple[Source, ...], text_column: str, skip_corrupt: bool) -> None:
+        self.sources, self.text_column, self.skip_corrupt = sources, text_column, skip_corrupt
+        self.num_corrupt = 0  # in the latest iteration
+
+    def __iter__(self) -> Iterator[Document]:
+        self.num_corrupt = 0
+        for source in self.sources:
+            yield from _READERS[source.kind](source, self.text_column, self._corrupt)
+        if self.num_corrupt > MAX_WARNINGS:
+            warnings.warn(f"{self.num_corrupt} corrupt parts were left out in all", stacklevel=2)
+
+    def record(self) -> dict[str, Any]:
+        """What tells these documents from others; plain JSON."""
+        return {
+            "text_column": self.text_column,
+            "skip_corrupt": self.skip_corrupt,
+            "sources": [source.record() for source in self.sources],
+        }
+
+    def are_those_of(self, record: Mapping[str, Any]) -> bool:
+        """Whether reading again would give what was read when the record was made."""
+        return (
+            self.text_column == record["text_column"]
+            and self.skip_corrupt == record["skip_corrupt"]
+            and len(self.sources) == len(record["sources"])
+            and all(map(Source.is_that_of, self.sources, record["sources"]))
+        )
+
+    def _corrupt(self, place: str, expected: str, got: str) -> None:
+        problem = f"{place}: expected {expected}, got {got}"
+        if not self.skip_corrupt:
+            raise ValueError(f"{problem}; mend or remove it, or pass skip_corrupt=True")
+        self.num_corrupt += 1
+        if self.num_corrupt <= MAX_WARNINGS:
+            warnings.warn(f"{problem}; left out", stacklevel=2)
+
+
+def _open(source: Source) -> IO[bytes] | gzip.GzipFile:
+    path = Path(source.name)
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _read_text(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
+    try:
+        with _open(source) as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        corrupt(f"{source.name}, line {line}", "UTF-8", _byte(error))
+        return
+    except _BROKEN_STREAM as error:
+        corrupt(source.name, "a whole gzip file", str(error))
+        return
+    yield Document(text, source.name, None)
+
+
+def _read_json_lines(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
+    number = 0
+    try:
+        with _open(source) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield from _read_json(line, source, number, column, corrupt)
+    except _BROKEN_STREAM as error:
+        corrupt(f"{source.name}, after line {number}", "the rest of a gzip file", str(error))
+
+
+def _read_json(
+    line: bytes, source: Source, number: int, column: str, corrupt: Corrupt
+) -> Iterator[Document]:
+    place = f"{source.name}, line {number}"
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        corrupt(place, "UTF-8", _byte(error))
+    except (ValueError, RecursionError) as error:
+        corrupt(place, "a JSON object", f"{_shown(line)} ({error})")
+    else:
+        if not isinstance(row, dict):
+            corrupt(place, "a JSON object", f"a {type(row).__name__}")
+        elif column not in row:
+            corrupt(place, f"the key {column!r}", f"the keys {_shown(str(list(row)))}")
+        else:
+            yield from _checked(row[column], source, number, column, corrupt)
+
+
+def _read_parquet(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(source.name) as file:
+            if column not in file.schema_arrow.names:
+                names = file.schema_arrow.names
+                corrupt(source.name, f"the column {column!r}", f"the columns {_shown(str(names))}")
+                return
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                for cell in batch.column(0):
+                    number += 1
+                    yield from _read_cell(cell, source, number, column, corrupt)
+    except (OSError, pyarrow.ArrowException) as error:
+        place = source.name if number == 0 else f"{source.name}, after row {number}"
+        corrupt(place, "a whole Parquet file", _shown(str(error)))
+
+
+def _read_cell(
+    cell: Any, source: Source, number: int, column: str, corrupt: Corrupt
+) -> Iterator[Document]:
+    try:
+        value = cell.as_py()
+    except UnicodeDecodeError as error:
+        place = f"{source.name}, row {number}"
+        corrupt(place, "UTF-8", _byte(error))
+    else:
+        yield from _checked(value, source, number, column, corrupt)
+
+
+def _read_dataset(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
+    import pyarrow
+    from datasets import load_from_disk
+
+    number = 0
+    try:
+        rows = load_from_disk(source.name) if source.dataset is None else source.dataset
+        if column not in rows.column_names:
+            corrupt(
+                source.name,
+                f"the column {column!r}",
+                f"the columns {_shown(str(rows.column_names))}",
+            )
+            return
+        for number, row in enumerate(rows.with_format(None).select_columns([column]), start=1):
+            yield from _checked(row[column], source, number, column, corrupt)
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        place = source.name if number == 0 else f"{source.name}, after row {number}"
+        corrupt(place, "a whole dataset", _shown(str(error)))
+
+
+def _checked(
+    value: Any, source: Source, number: int, column: str, corrupt: Corrupt
+) -> Iterator[Document]:
+    word = "line" if source.kind == "json lines" else "row"
+    place = f"{source.name}, {word} {number}"
+    if not isinstance(value, str):
+        corrupt(place, f"a string as {column!r}", f"{_shown(repr(value))}")
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+        corrupt(place, "text", f"the half character {value[error.start]!a}")
+        return
+    yield Document(value, source.name, number)
+
+
+def _byte(error: UnicodeDecodeError) -> str:
+    return f"the byte {error.object[error.start]:#04x}"
+
+
+def _shown(content: bytes | str, most: int = 60) -> str:
+    """Enough of it to be recognised."""
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+_READERS: dict[Kind, Callable[[Source, str, Corrupt], Iterator[Document]]] = {
+    "text": _read_text,
+    "json lines": _read_json_lines,
+    "parquet": _read_parquet,
+    "dataset": _read_dataset,
+}

@@ -1,0 +1,300 @@
+"""`pack_documents`: documents to files of token ids, each tokenized once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from drope_kernels.build import build_info
+from drope_kernels.recalibrate.documents import Document, Documents
+from drope_kernels.recalibrate.packed_folder import (
+    FORMAT,
+    SPLITS,
+    PackedFolder,
+    Split,
+    SplitWriter,
+    write_metadata,
+    written_whole,
+)
+
+CHARACTERS_AT_ONCE = 1 << 20  # tokenizing takes some 140 bytes of memory for each
+Progress = Callable[[int, int], None]
+
+
+def pack_documents(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    validation_documents: Iterable[Document] | None = None,
+    validation_share: float = 0.01,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PackedFolder:
+    """Tokenizes documents into `folder`, or finds that it holds just these already.
+
+    Each document ends with the tokenizer's EOS and has no other special token that its text does
+    not spell. Empty documents are left out and counted. A document of more than CHARACTERS_AT_ONCE
+    is tokenized in pieces, cut at line breaks: tokens beside a cut may differ from those of the
+    whole. The folder appears when it is whole; an interrupted call leaves nothing.
+
+    Args:
+        documents: of `read_documents`, or any others; only of the former it can be known whether a
+            folder holds them.
+        tokenizer: of transformers, with an EOS token.
+        folder: where the files go; its parents are made.
+        validation_documents: documents of the validation split, which is then not drawn.
+        validation_share: share of documents in the validation split, drawn one by one from seed
+            and number of the document; 0: none.
+        seed: of the draw.
+        progress: called now and then with the numbers of documents and of tokens so far.
+
+    Raises:
+        ValueError: a tokenizer without EOS, a folder that holds something else, documents that
+            cannot be read, a split without documents.
+        TypeError: another kind of tokenizer.
+        OSError: the folder cannot be written.
+    """
+    target = Path(folder).absolute()
+    request = _request(tokenizer, validation_documents, validation_share, seed)
+    if target.exists() and not _is_empty(target):
+        return _reused(target, request, documents, validation_documents)
+    packing = _Packing(tokenizer, progress)
+    with written_whole(target) as partial:
+        sources = [_record(one) for one in (documents, validation_documents)]
+        with ExitStack() as files:
+            for split in SPLITS:
+                writer = SplitWriter(partial, split, packing.dtype, packing.eos)
+                packing.writers[split] = files.enter_context(writer)
+            if validation_documents is None:
+                packing.pack(documents, lambda index: _drawn(seed, index, validation_share))
+            else:
+                packing.pack(documents, lambda _: "train")
+                packing.pack(validation_documents, lambda _: "validation")
+        packing.check_splits(validation_share if validation_documents is None else None)
+        metadata = {
+            "format": FORMAT,
+            "dtype": packing.dtype.str,
+            **request,
+            "documents": sources[0],
+            "validation_documents": sources[1],
+            **packing.counts(),
+            "corrupt": sum(getattr(x, "num_corrupt", 0) for x in (documents, validation_documents)),
+            "versions": {
+                "drope_kernels": build_info()["version"],
+                "transformers": transformers.__version__,
+            },
+        }
+        write_metadata(partial, metadata)
+    return PackedFolder.load(target)
+
+
+@dataclass
+class _Packing:
+    """One run over documents: the writers of the splits, and what was counted."""
+
+    tokenizer: PreTrainedTokenizerBase
+    progress: Progress | None
+    writers: dict[Split, SplitWriter] = field(default_factory=dict)
+    num_documents: int = 0  # those that are not empty
+    num_empty: int = 0
+    num_in_pieces: int = 0
+
+    @property
+    def eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("<u2" if vocabulary_size(self.tokenizer) <= 1 << 16 else "<u4")
+
+    def pack(self, documents: Iterable[Document], split_of: Callable[[int], Split]) -> None:
+        for batch in _batches(self._pieces(documents, split_of)):
+            texts = [piece.text for piece in batch]
+            rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            for piece, ids in zip(batch, rows, strict=True):
+                writer = self.writers[piece.split]
+                writer.write(ids)
+                if piece.is_last and not writer.end_document():
+                    self.num_empty += 1
+            if self.progress is not None:
+                written = self.writers.values()
+                self.progress(
+                    sum(writer.num_documents for writer in written),
+                    sum(writer.num_tokens for writer in written),
+                )
+
+    def _pieces(
+        self, documents: Iterable[Document], split_of: Callable[[int], Split]
+    ) -> Iterator[_Piece]:
+        for document in documents:
+            if not document.text.strip():
+                self.num_empty += 1
+                continue
+            split = split_of(self.num_documents)
+            self.num_documents += 1
+            self.num_in_pieces += len(document.text) > CHARACTERS_AT_ONCE
+            start = 0
+            while start < len(document.text):
+                end = _piece_end(document.text, start)
+                yield _Piece(document.text[start:end], split, end == len(document.text))
+                start = end
+
+    def check_splits(self, validation_share: float | None) -> None:
+        train, validation = (self.writers[split].num_documents for split in SPLITS)
+        total = train + validation
+        if total == 0:
+            raise ValueError(f"documents: expected text, got {self.num_empty} empty documents")
+        if validation_share != 0.0 and (train == 0 or validation == 0):
+            problem = f"{train} documents for training and {validation} for validation"
+            remedy = (
+                "give more validation_documents"
+                if validation_share is None
+                else f"give validation_documents, or raise validation_share={validation_share:g} "
+                f"(2 of {total} documents are {2 / total:.2g}), or set it to 0 for no validation"
+            )
+            raise ValueError(f"documents: expected some in each split, got {problem}; {remedy}")
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "splits": {split: writer.counts() for split, writer in self.writers.items()},
+            "empty": self.num_empty,
+            "in_pieces": self.num_in_pieces,
+        }
+
+
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    split: Split
+    is_last: bool  # of its document
+
+
+def _piece_end(text: str, start: int) -> int:
+    """Where a piece that begins at `start` ends: behind a line break, else before a space."""
+    end = start + CHARACTERS_AT_ONCE
+    if end >= len(text):
+        return len(text)
+    behind_line = text.rfind("\n", start, end) + 1
+    if behind_line > 0:
+        return behind_line
+    space = text.rfind(" ", start + 1, end)
+    return space if space > 0 else end
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        if batch and characters + len(piece.text) > CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+        batch.append(piece)
+        characters += len(piece.text)
+    if batch:
+        yield batch
+
+
+def _drawn(seed: int, index: int, validation_share: float) -> Split:
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    in_validation = int.from_bytes(digest, "big") < validation_share * 2.0**64
+    return "validation" if in_validation else "train"
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id + 1; a vocabulary may have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides which ids a text gets."""
+    rules: dict[str, Any] = {"vocabulary": sorted(tokenizer.get_vocab().items())}
+    if tokenizer.is_fast:
+        rules |= json.loads(tokenizer.backend_tokenizer.to_str())
+        rules |= {"truncation": None, "padding": None}  # of the latest call
+    content = json.dumps([rules, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _request(
+    tokenizer: PreTrainedTokenizerBase,
+    validation_documents: Iterable[Document] | None,
+    validation_share: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The settings, checked: with the documents they decide what the folder holds."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}; wrap one of "
+            "the package tokenizers in PreTrainedTokenizerFast(tokenizer_object=...)"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "tokenizer: expected one with an EOS token, which marks where documents end, got none; "
+            "set tokenizer.eos_token to the token that the model ends texts with"
+        )
+    if not 0.0 <= validation_share < 1.0:
+        raise ValueError(f"validation_share: expected a number in [0, 1), got {validation_share}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed: expected an int, got {seed!r}")
+    drawn = validation_documents is None and validation_share > 0
+    return {
+        "tokenizer": {
+            "name": str(tokenizer.name_or_path),
+            "fingerprint": tokenizer_fingerprint(tokenizer),
+            "vocabulary_size": vocabulary_size(tokenizer),
+            "eos_token_id": int(tokenizer.eos_token_id),
+        },
+        "validation_share": validation_share if drawn else 0.0,
+        "seed": seed if drawn else None,
+    }
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _record(documents: Iterable[Document] | None) -> dict[str, Any] | None:
+    return documents.record() if isinstance(documents, Documents) else None
+
+
+def _reused(
+    folder: Path,
+    request: Mapping[str, Any],
+    documents: Iterable[Document],
+    validation_documents: Iterable[Document] | None,
+) -> PackedFolder:
+    """What the folder holds, if it was packed from the same things."""
+    packed = PackedFolder.load(folder)
+    saved = packed.metadata
+    others = [name for name in ("validation_share", "seed") if saved[name] != request[name]]
+    if saved["tokenizer"]["fingerprint"] != request["tokenizer"]["fingerprint"]:
+        others.append("tokenizer")
+    for name, given in (
+        ("documents", documents),
+        ("validation_documents", validation_documents),
+    ):
+        if not _same(given, saved[name]):
+            others.append(name)
+    if others:
+        raise ValueError(
+            f"{folder}: expected no files there, or those of the same call, got a folder packed "
+            f"with another {', '.join(others)}; choose another folder, delete this one, or use it "
+            "as it is with PackedFolder.load"
+        )
+    return packed
+
+
+def _same(documents: Iterable[Document] | None, record: Mapping[str, Any] | None) -> bool:
+    if isinstance(documents, Documents):
+        return record is not None and documents.are_those_of(record)
+    return documents is None and record is None

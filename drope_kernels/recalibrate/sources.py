@@ -1,0 +1,169 @@
+"""Where training texts lie: files, folders, saved or live `datasets`; how to know them again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["text", "json lines", "parquet", "dataset"]
+KIND_OF_SUFFIX: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".parquet": "parquet",
+}
+_KNOWN = ".txt .md .rst .jsonl .ndjson (each also with .gz), .parquet"
+_PACKAGES: dict[Kind, tuple[str, str]] = {  # what is imported, and the extra that brings it
+    "parquet": ("pyarrow.parquet", "train"),
+    "dataset": ("datasets", "datasets"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one dataset of the package `datasets`."""
+
+    name: str  # path; of a live dataset its fingerprint
+    kind: Kind
+    dataset: Any = field(default=None, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """What tells this source from another one; plain JSON."""
+        if self.kind == "dataset":
+            return {"name": self.name, "fingerprint": self._fingerprint()}
+        stat = Path(self.name).stat()
+        return {
+            "name": self.name,
+            "bytes": stat.st_size,
+            "modified_ns": stat.st_mtime_ns,
+            "sha256": self._sha256(),
+        }
+
+    def is_that_of(self, record: dict[str, Any]) -> bool:
+        """Whether the content is that of the record; hashed only where size and time do not say."""
+        if self.kind == "dataset":
+            return bool(self._fingerprint() == record.get("fingerprint"))
+        stat = Path(self.name).stat()
+        if stat.st_size != record.get("bytes"):
+            return False
+        unchanged = (self.name, stat.st_mtime_ns) == (record["name"], record["modified_ns"])
+        return unchanged or self._sha256() == record["sha256"]
+
+    def _sha256(self) -> str:
+        with Path(self.name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _fingerprint(self) -> str:
+        if self.dataset is not None:
+            return str(self.dataset._fingerprint)
+        state = json.loads((Path(self.name) / "state.json").read_text(encoding="utf-8"))
+        return str(state["_fingerprint"])
+
+
+def find_sources(sources: Any) -> tuple[Source, ...]:
+    """Every file and dataset that `sources` names, in order; folders sorted and recursive.
+
+    Args:
+        sources: a path, a `datasets.Dataset`, or an iterable of these.
+
+    Raises:
+        ValueError: a path that is not there, a kind of file that is not known, nothing to read.
+        TypeError: a stream, or something else that is no source.
+        ImportError: a package that a source needs.
+    """
+    if isinstance(sources, str | Path | dict) or hasattr(sources, "column_names"):
+        sources = [sources]
+    found = [one for source in sources for one in _expand(source)]
+    if not found:
+        raise ValueError("sources: expected at least one file, folder or dataset, got none")
+    for kind in dict.fromkeys(source.kind for source in found):
+        _require_package(kind)
+    return tuple(found)
+
+
+def _expand(source: Any) -> Iterator[Source]:
+    if isinstance(source, str | Path):
+        yield from _expand_path(Path(source))
+    elif isinstance(source, dict):  # a DatasetDict
+        raise ValueError(
+            f"sources: expected one split, got a dictionary of the splits {sorted(source)}; pass "
+            "those to train on"
+        )
+    elif hasattr(source, "_fingerprint"):
+        yield Source(f"dataset {source._fingerprint}", "dataset", source)
+    else:
+        raise TypeError(
+            f"sources: expected paths or a datasets.Dataset, got {type(source).__name__}; write a "
+            "stream to a .jsonl or .parquet file first"
+        )
+
+
+def _expand_path(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        yield from _expand_folder(path)
+        return
+    if not path.exists():
+        raise ValueError(f"{path}: expected a file or a folder of texts, got a path without either")
+    kind = _kind_of(path)
+    if kind is None:
+        raise ValueError(
+            f"{path}: expected one of {_KNOWN}, got another kind of file; rename or convert it"
+        )
+    yield Source(str(path), kind)
+
+
+def _expand_folder(folder: Path) -> Iterator[Source]:
+    if (folder / "dataset_dict.json").exists():
+        splits = sorted(one.name for one in folder.iterdir() if one.is_dir())
+        raise ValueError(
+            f"{folder}: expected one split of a saved dataset, got a folder of the splits "
+            f"{splits}; name those to train on"
+        )
+    found = list(_walk(folder))
+    if not found:
+        raise ValueError(
+            f"{folder}: expected a folder with files of the kinds {_KNOWN}, or a saved dataset, "
+            "got one without any"
+        )
+    yield from found
+
+
+def _walk(folder: Path) -> Iterator[Source]:
+    """Known files under the folder; others, such as pictures beside a text, are passed by."""
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        yield Source(str(folder), "dataset")
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        elif (kind := _kind_of(path)) is not None:
+            yield Source(str(path), kind)
+
+
+def _kind_of(path: Path) -> Kind | None:
+    name = path.name.lower()
+    kind = KIND_OF_SUFFIX.get(Path(name.removesuffix(".gz")).suffix)
+    return None if kind == "parquet" and name.endswith(".gz") else kind
+
+
+def _require_package(kind: Kind) -> None:
+    """Imports it now, so that a missing one is not found after an hour of reading."""
+    if kind not in _PACKAGES:
+        return
+    package, extra = _PACKAGES[kind]
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"sources: reading a {kind} needs {package}, and {error.name} is missing: "
+            f"pip install 'drope_kernels[{extra}]'"
+        ) from error
