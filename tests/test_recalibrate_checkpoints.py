@@ -29,7 +29,8 @@ def test_checkpoints_are_whole_and_few(tmp_path):
         assert torch.equal(value, loaded.state_dict()[name]), name
     state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
     assert state["global_step"] == 10
-    recalibrate(model, counting_rows(), settings)  # the same folder again
+    with pytest.raises(ValueError, match=r"expected a folder without checkpoints.* resume=True"):
+        recalibrate(model, counting_rows(), settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == folders
 
 

@@ -1,10 +1,10 @@
-"""What happens beside the steps: progress bar, a check that the loss is finite, length sweeps."""
+"""What happens beside the steps: progress bar, TensorBoard, length sweeps."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,8 +64,26 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
-class FiniteLoss(TrainerCallback):
-    """Stops a run whose logged loss is no number, instead of training on."""
+class TensorBoard(TrainerCallback):
+    """Every logged number as a scalar, in event files; `writer` takes more.
+
+    Args:
+        folder: where the files go.
+        after: the step where the run begins; what an earlier process wrote beyond it is hidden.
+
+    Raises:
+        ImportError: the package tensorboard is missing.
+    """
+
+    def __init__(self, folder: Path, after: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                f"tensorboard: expected the package to be installed, {error.name} is missing: "
+                "pip install tensorboard, or leave this setting out"
+            ) from error
+        self.writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def on_log(
         self,
@@ -75,13 +93,12 @@ class FiniteLoss(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        logs = logs or {}
-        loss = logs.get("loss", logs.get("train_loss", 0.0))  # train_loss: at the end, the mean
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss} at step {state.global_step}; lower learning_rate, "
-                "lengthen warmup, or add QK-norm"
-            )
+        for name, value in (logs or {}).items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(name, value, state.global_step)
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class LengthSweep(TrainerCallback):

@@ -36,14 +36,21 @@ class RecalibrationConfig:
     adam_eps: float = 1e-8
     max_grad_norm: float = 1.0  # 0: no clipping
     bf16: bool = False  # autocast; weights and optimiser state stay as they are
-    loss_chunk: int | None = None  # DecoderLM: positions per loss chunk, bounds memory
+    distillation: float = 0.0  # weight w: loss = (1 - w) * cross entropy + w * KL(teacher, model)
+    distillation_temperature: float = 1.0  # T: logits / T in the KL term, which counts T^2-fold
+    loss_chunk: int | None = None  # positions per chunk of the loss, bounds memory
+    activation_checkpointing: bool = False  # recompute layers in backward; transformers models
+    compile: bool = False  # torch.compile of the training step's forward
+    sharded: bool = False  # FSDP2: parameters and optimiser state are spread over the processes
     seed: int = 0
     use_cpu: bool = False  # stay on the CPU where there is a GPU
     log_steps: int = 50
     eval_steps: int | None = None  # None: no evaluation during the run
     save_steps: int | None = None  # None: no checkpoints
     keep_checkpoints: int | None = 2  # None: all
-    output_dir: str | None = None  # needed with save_steps
+    output_dir: str | None = None  # needed with save_steps, resume and tensorboard
+    resume: bool = False  # from the last checkpoint in output_dir; from the start if there is none
+    tensorboard: bool = False  # event files in output_dir/runs
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -54,8 +61,11 @@ class RecalibrationConfig:
             )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
-        if self.save_steps is not None and self.output_dir is None:
-            raise ValueError("output_dir: expected a directory because save_steps is set, got None")
+        for name in ("save_steps", "resume", "tensorboard"):
+            if getattr(self, name) and self.output_dir is None:
+                raise ValueError(
+                    f"output_dir: expected a directory because {name} is set, got None"
+                )
 
     def _check_counts(self) -> None:
         required = ("batch_size", "context_length", "gradient_accumulation", "log_steps")
@@ -88,6 +98,8 @@ class RecalibrationConfig:
             ("adam_betas[1]", beta2, 0.0, one),
             ("adam_eps", self.adam_eps, 0.0, math.inf),
             ("max_grad_norm", self.max_grad_norm, 0.0, math.inf),
+            ("distillation", self.distillation, 0.0, 1.0),
+            ("distillation_temperature", self.distillation_temperature, 1e-3, math.inf),
             ("warmup", self.warmup, 0, one if isinstance(self.warmup, float) else math.inf),
         ):
             if not low <= value <= high:  # also false for NaN
@@ -112,15 +124,18 @@ class RecalibrationConfig:
             return min(self.warmup, total_steps)
         return round(self.warmup * total_steps)
 
+    def decay_steps(self, total_steps: int) -> int:
+        """Steps of wsd's decay at the end; they never reach into the warm-up."""
+        after_warmup = total_steps - self.warmup_steps(total_steps)
+        return min(round(self.decay * total_steps), after_warmup)
+
     def scheduler(self, total_steps: int) -> tuple[str, dict[str, Any]]:
         """transformers' name for the schedule and its arguments."""
         if self.schedule == "cosine":
             return "cosine_with_min_lr", {"min_lr_rate": self.min_lr_ratio}
         if self.schedule == "wsd":
-            after_warmup = total_steps - self.warmup_steps(total_steps)
-            decay = min(round(self.decay * total_steps), after_warmup)
             return "warmup_stable_decay", {
-                "num_decay_steps": decay,
+                "num_decay_steps": self.decay_steps(total_steps),
                 "min_lr_ratio": self.min_lr_ratio,
             }
         return {"linear": "linear", "constant": "constant_with_warmup"}[self.schedule], {}

@@ -1,141 +1,38 @@
-"""`recalibrate`: one run on transformers.Trainer, with weighted targets and whole checkpoints."""
+"""The trainer of `recalibrate`: weighted targets, a teacher if there is one, exact continuation."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
+import math
 import time
-from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from drope_kernels.loss import causal_lm_loss, target_weights
-from drope_kernels.nn import DecoderLM
-from drope_kernels.recalibrate.callbacks import FiniteLoss, ProgressBar
+from drope_kernels.loss import target_weights
+from drope_kernels.recalibrate.checkpoints import CheckpointedTrainer, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
-from drope_kernels.recalibrate.data import Columns, collate
+from drope_kernels.recalibrate.data import Columns
+from drope_kernels.recalibrate.distillation import Teacher
+from drope_kernels.recalibrate.objective import Targets
 
-PARTIAL_PREFIX = ".partial-"  # a checkpoint being written; its last act is to lose this prefix
-
-
-@dataclass(frozen=True)
-class RecalibrationResult:
-    """What a run did. `history` holds one dict per log or evaluation, with `step` and the values
-    that transformers logs (`loss`, `learning_rate`, `grad_norm`, `eval_loss`)."""
-
-    model: nn.Module
-    steps: int
-    tokens: int  # input tokens over all devices
-    seconds: float  # training, evaluation and checkpoints; without set-up
-    train_loss: float  # mean over the run, nats per weighted target
-    history: list[dict[str, float]]
+_PARTS = ("ce", "kl")  # of the loss, logged beside it where a model learns from a teacher
 
 
-def recalibrate(
-    model: nn.Module,
-    data: Dataset[Columns],
-    config: RecalibrationConfig,
-    *,
-    eval_data: Dataset[Columns] | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    description: str | None = "recalibrate",
-) -> RecalibrationResult:
-    """Train `model` in place on next-token prediction and return it in eval mode.
-
-    The same call pretrains, recalibrates after `drop_positions()`, and continues the control.
-    The seed is set for Python, numpy and torch as a whole.
-
-    Args:
-        model: a `DecoderLM` or a transformers causal language model; moved to the GPU if there is
-            one and `config.use_cpu` is off.
-        data: map-style rows with `input_ids`, `labels`, optionally `loss_weights`, each
-            (context_length,): see `TokenRows` and `packed_rows`. Order is drawn from the seed.
-        config: optimiser, schedule, length of the run, intervals.
-        eval_data: rows for `config.eval_steps`; `eval_loss` is the mean over rows of the weighted
-            mean of each batch.
-        callbacks: further transformers callbacks.
-        description: label of the progress bar; None for no bar.
-
-    Raises:
-        ValueError: data too small, of another length or without the columns, eval_steps without
-            eval_data, or loss_chunk with a model that is not a DecoderLM.
-        TypeError: data that is a stream.
-        FloatingPointError: the loss is no longer a number.
-
-    An interrupt (KeyboardInterrupt) passes through; finished checkpoints in `config.output_dir`
-    stay, an unfinished one is removed.
-    """
-    if config.loss_chunk is not None and not isinstance(model, DecoderLM):
-        raise ValueError(
-            f"loss_chunk: expected None for a {type(model).__name__}, got {config.loss_chunk}; "
-            "only DecoderLM takes its loss in chunks"
-        )
-    _check_data(data, eval_data, config)
-    bar = ProgressBar(description) if description is not None else None
-    beside = [*callbacks, FiniteLoss(), *([bar] if bar is not None else [])]
-    with contextlib.ExitStack() as cleanup:
-        if config.output_dir is None:
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="drope-run-")))
-        else:
-            folder = Path(config.output_dir)
-        cleanup.callback(model.eval)
-        if bar is not None:
-            cleanup.callback(bar.close)
-        trainer = WeightedTrainer(
-            model=model,
-            args=_training_arguments(config, folder),
-            train_dataset=data,
-            eval_dataset=eval_data,
-            data_collator=collate,
-            callbacks=beside,
-            loss_chunk=config.loss_chunk,
-        )
-        start = time.perf_counter()
-        output = trainer.train()
-        seconds = time.perf_counter() - start
-    return RecalibrationResult(
-        model=model,
-        steps=output.global_step,
-        tokens=output.global_step * config.tokens_per_step * trainer.args.world_size,
-        seconds=seconds,
-        train_loss=output.training_loss,
-        history=trainer.state.log_history,
-    )
-
-
-def _check_data(
-    data: Dataset[Columns], eval_data: Dataset[Columns] | None, config: RecalibrationConfig
-) -> None:
-    if config.eval_steps is not None and eval_data is None:
-        raise ValueError("eval_data: expected rows because config.eval_steps is set, got None")
-    for name, rows, least in (("data", data, config.batch_size), ("eval_data", eval_data, 1)):
-        if rows is None:
-            continue
-        if isinstance(rows, IterableDataset) or not isinstance(rows, Sized):
-            raise TypeError(f"{name}: expected a map-style dataset, got {type(rows).__name__}")
-        if len(rows) < least:
-            raise ValueError(f"{name}: expected at least {least} rows (one batch), got {len(rows)}")
-        columns = rows[0]
-        if not {"input_ids", "labels"} <= set(columns):
-            raise ValueError(
-                f"{name}: expected the columns input_ids and labels, got {sorted(columns)}"
-            )
-    length = len(data[0]["input_ids"])
-    if length != config.context_length:
-        raise ValueError(
-            f"data: expected rows of config.context_length={config.context_length} tokens, "
-            f"got {length}"
-        )
-
-
-def _training_arguments(config: RecalibrationConfig, folder: Path) -> TrainingArguments:
+def training_arguments(
+    model: nn.Module, config: RecalibrationConfig, folder: Path
+) -> TrainingArguments:
+    """A config in transformers' words."""
     on_cpu = config.use_cpu or not torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
@@ -163,6 +60,7 @@ def _training_arguments(config: RecalibrationConfig, folder: Path) -> TrainingAr
         report_to="none",
         prediction_loss_only=True,
         remove_unused_columns=False,  # keeps loss_weights
+        use_cache=getattr(model.config, "use_cache", False),  # the trainer writes it there
         dataloader_drop_last=True,
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,
@@ -177,20 +75,36 @@ def _training_arguments(config: RecalibrationConfig, folder: Path) -> TrainingAr
     return args
 
 
-class WeightedTrainer(Trainer):
-    """transformers.Trainer with per-token loss weights and checkpoints that appear whole."""
+class WeightedTrainer(CheckpointedTrainer):
+    """transformers.Trainer with per-token loss weights and checkpoints that appear whole.
+
+    Its model is inside `losses_from_forward`. A step whose loss or gradient is no number is not
+    taken.
+    """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's weight
 
-    def __init__(self, *, loss_chunk: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss_chunk: int | None = None,
+        teacher: Teacher | None = None,
+        unlogged: dict[str, Any] | None = None,
+        tokens_per_step: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # the same, for releases before that attribute
-        self.loss_chunk = loss_chunk
-        self.checkpoint_parent: str | None = None
+        self.loss_chunk, self.teacher = loss_chunk, teacher
+        self.tokens_per_step = tokens_per_step  # over all devices
+        self.parts = dict.fromkeys(_PARTS, torch.zeros((), device=self.args.device))
+        self.earlier = unlogged or {}  # of the checkpoint where this run begins
+        self.logged_step = 0
+        self._tr_loss = torch.zeros((), device=self.args.device)  # train() makes it anew
+        self.clock = StepClock()
         self.remove_callback(PrinterCallback)
-        if self.args.should_save:
-            for leftover in Path(self.args.output_dir).glob(PARTIAL_PREFIX + "*"):
-                shutil.rmtree(leftover)
+        self.callback_handler.callbacks.insert(0, self.clock)  # it times steps, not callbacks
+        self.add_callback(_Beginning(self))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
@@ -218,71 +132,116 @@ class WeightedTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Sum of weighted losses over the step's total weight (in evaluation: the batch's)."""
-        labels, weights = inputs["labels"], inputs.get("loss_weights")
+        inputs = dict(inputs)
+        labels, weights = inputs.pop("labels"), inputs.pop("loss_weights", None)
         divisor = num_items_in_batch if model.training else None
-        if isinstance(self.model, DecoderLM):
-            outputs = model(
-                inputs["input_ids"],
-                labels,
-                weights,
-                num_items_in_batch=divisor,
-                loss_chunk=self.loss_chunk,
-            )
-            loss = outputs.loss
-        else:
-            others = {k: v for k, v in inputs.items() if k not in ("labels", "loss_weights")}
-            outputs = model(**others, use_cache=False)
-            loss = causal_lm_loss(outputs.logits, labels, weights, divisor)
+        states = None
+        if self.teacher is not None and model.training:
+            with torch.no_grad(), self.accelerator.autocast():
+                states = self.teacher.states(inputs)
+        targets = Targets(labels, weights, divisor, self.loss_chunk, states)
+        losses = model(**inputs, targets=targets)
+        loss = losses[0]
         if divisor is not None:
             loss = loss * self.args.world_size  # DDP averages what is already a global mean
-        return (loss, outputs) if return_outputs else loss
+        if states is not None:
+            for name, part in zip(_PARTS, losses[1:], strict=True):
+                self.parts[name] = self.parts[name] + part * self.args.world_size
+        return (loss, losses) if return_outputs else loss
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self.checkpoint_parent or str(super()._get_output_dir(trial))
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The last look before the optimiser's step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss = float(self._tr_loss)
+        for name, value in (("loss", loss), ("gradient's norm", float(norm))):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the training {name} is {value} at step {self.state.global_step + 1}, which "
+                    f"is not taken{self._where_to_resume()}; lower learning_rate, lengthen "
+                    "warmup, or add QK-norm"
+                )
+        return norm
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write to a hidden folder first, so that `checkpoint-N` is whole whenever it exists."""
-        run = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        partial = run / (PARTIAL_PREFIX + name)
-        self.checkpoint_parent = str(partial)
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                _replace_folder(partial / name, run / name)
-        finally:
-            self.checkpoint_parent = None
-            if self.args.should_save:
-                shutil.rmtree(partial, ignore_errors=True)
-        if self.args.should_save:
-            self._forget_old_checkpoints(run)
+    def _where_to_resume(self) -> str:
+        whole = checkpoints_of(Path(self.args.output_dir))
+        return f", {whole[-1]} is whole" if whole else ""
 
-    def _forget_old_checkpoints(self, run: Path) -> None:
-        limit = self.args.save_total_limit
-        if limit is None:
-            return
-        by_age = sorted(run.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
-        for folder in by_age[:-limit]:
-            hidden = folder.rename(run / (PARTIAL_PREFIX + folder.name))  # never seen half deleted
-            shutil.rmtree(hidden)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With tokens seen and tokens per second over all devices, and the parts of the loss."""
+        if "loss" in logs:
+            steps = self.state.global_step - self.logged_step
+            for name in _PARTS if self.teacher is not None else ():
+                gathered = self.accelerator.gather(self.parts[name]).mean()
+                logs[name] = float(gathered) / steps
+                self.parts[name] = torch.zeros_like(self.parts[name])
+            logs["tokens"] = self.state.global_step * self.tokens_per_step
+            logs["tokens_per_second"] = self.clock.steps * self.tokens_per_step / self.clock.seconds
+            self.clock.reset()
+            self.logged_step = self.state.global_step
+        super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if isinstance(self.model, DecoderLM):
-            folder = Path(output_dir or self.args.output_dir)
-            self.model.save(folder / "model.safetensors", state_dict)
-        else:
-            super()._save(output_dir, state_dict)
+    def unlogged(self) -> dict[str, Any]:
+        """Sums since the last log entry, of which the next one will be the mean."""
+        sums = {"loss": self._tr_loss, **self.parts}
+        means = {name: float(self.accelerator.gather(x).mean()) for name, x in sums.items()}
+        return {"step": self.logged_step, **means}
+
+    def begin(self) -> None:
+        """After transformers has set its counters: what the checkpoint had not logged yet."""
+        self.state.compute_steps(self.args, self.args.max_steps)  # intervals are not the run's
+        self.logged_step = self._globalstep_last_logged = self.earlier.get("step", 0)
+        self._tr_loss += self.earlier.get("loss", 0.0)
+        for name in _PARTS:
+            self.parts[name] = self.parts[name] + self.earlier.get(name, 0.0)
+
+    def restore(self, checkpoint: Path) -> None:
+        super().restore(checkpoint)
+        self.begin()
+
+    def mean_loss(self) -> float:
+        """Mean over all steps so far, of the log and of what it does not have yet."""
+        total, step = float(self._tr_loss), 0
+        for entry in self.state.log_history:
+            if "loss" in entry:
+                total += entry["loss"] * (entry["step"] - step)
+                step = entry["step"]
+        return total / max(self.state.global_step, 1)
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename, displacing a folder of an earlier run."""
-    if target.exists():
-        displaced = source.with_name(source.name + "-displaced")
-        target.rename(displaced)
-    source.rename(target)
+class StepClock(TrainerCallback):
+    """Time spent in steps since the last log entry; evaluations and checkpoints do not count."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps, self.seconds = 0, 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.steps += 1
+        self.seconds += time.perf_counter() - self.started
+
+
+class _Beginning(TrainerCallback):
+    """Calls the trainer's `begin`."""
+
+    def __init__(self, trainer: WeightedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.begin()
