@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from drope_kernels.demo.config import DemoConfig
 from drope_kernels.demo.plan import CONTROL, DROPE, DROPPED, NOPE, ROPE, rope_row, with_temperature
 from drope_kernels.demo.stages import AMONG_FOUR
-from drope_kernels.evaluate import Proportion, SweepRow, row_named
-
-SEPARATED = 2.0  # standard errors of a difference before it is called one
-
-ABOVE, BELOW, UNCLEAR = "above", "below", "unclear"
+from drope_kernels.evaluate import SweepRow
+from drope_kernels.evaluate.verdicts import loss_verdict, retrieval_verdict
 
 
 def findings(rows: Sequence[SweepRow], config: DemoConfig) -> list[str]:
@@ -33,60 +30,17 @@ def findings(rows: Sequence[SweepRow], config: DemoConfig) -> list[str]:
 def _retrieval(
     rows: Sequence[SweepRow], config: DemoConfig, length: int, ours: str, others: list[str]
 ) -> str:
-    """Above or below where the 95 % intervals do not meet."""
-
-    def score(name: str) -> Proportion:
-        return row_named(rows, name).retrieval[AMONG_FOUR][length]
-
-    def verdict(name: str) -> str:
-        low, high = score(ours).interval()
-        other_low, other_high = score(name).interval()
-        return ABOVE if low > other_high else BELOW if high < other_low else UNCLEAR
-
-    def text(name: str) -> str:
-        low, high = score(name).interval()
-        return f"{name} {score(name).mean:.2f} [{low:.2f}-{high:.2f}]"
-
-    start = f"Retrieval among 4 at {_times(config, length)}: {text(ours)}"
-    words = {ABOVE: "higher than", BELOW: "LOWER than", UNCLEAR: "not separated from"}
-    return _sentence(start, words, others, verdict, text)
+    start = f"Retrieval among 4 at {_times(config, length)}"
+    scores = {row.name: row.retrieval[AMONG_FOUR][length] for row in rows}
+    return retrieval_verdict(start, scores, ours, others)
 
 
 def _loss(
     rows: Sequence[SweepRow], config: DemoConfig, length: int, ours: str, others: list[str]
 ) -> str:
-    """Above or below where the difference, window by window, exceeds its own error twice."""
-    loss = row_named(rows, ours).text_loss[length]
-
-    def verdict(name: str) -> str:
-        difference = loss.minus(row_named(rows, name).text_loss[length])
-        if not abs(difference.mean) > SEPARATED * difference.stderr:
-            return UNCLEAR
-        return ABOVE if difference.mean > 0 else BELOW
-
-    def text(name: str) -> str:
-        other = row_named(rows, name).text_loss[length]
-        return f"{name} {other.mean:.3f} ({loss.mean - other.mean:+.3f})"
-
-    start = f"Text loss at {_times(config, length)}, nats per token: {ours} {loss.mean:.3f}"
-    words = {BELOW: "better than", ABOVE: "WORSE than", UNCLEAR: "not separated from"}
-    return _sentence(start, words, others, verdict, text)
-
-
-def _sentence(
-    start: str,
-    words: dict[str, str],
-    others: list[str],
-    verdict: Callable[[str], str],
-    text: Callable[[str], str],
-) -> str:
-    """`start`; then the other rows, grouped by verdict."""
-    parts = [start]
-    for outcome, word in words.items():
-        group = [text(name) for name in others if verdict(name) == outcome]
-        if group:
-            parts.append(f"{word} {', '.join(group)}")
-    return "; ".join(parts) + "."
+    start = f"Text loss at {_times(config, length)}, nats per token"
+    losses = {row.name: row.text_loss[length] for row in rows}
+    return loss_verdict(start, losses, ours, others)
 
 
 def caveats(config: DemoConfig, fits: dict[str, dict[str, Any]]) -> list[str]:

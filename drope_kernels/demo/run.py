@@ -15,7 +15,6 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.table import Table as RichTable
 
 import drope_kernels
 from drope_kernels import available_backends, build_info
@@ -26,13 +25,8 @@ from drope_kernels.demo.lanes import Outcome, run_lanes
 from drope_kernels.demo.plan import lanes, row_order
 from drope_kernels.demo.progress import DemoProgress
 from drope_kernels.dispatch import check_name
-from drope_kernels.evaluate.report import (
-    Report,
-    check_report_folder,
-    position_table,
-    tables,
-    write_report,
-)
+from drope_kernels.evaluate.console import print_report
+from drope_kernels.evaluate.report import Report, check_report_folder, write_report
 
 TITLE = "DroPE on a small decoder: pretrain with RoPE, drop it, recalibrate, measure"
 
@@ -73,21 +67,6 @@ def check_demo(config: DemoConfig, out: Path, num_lanes: int) -> None:
         check_name(config.backend)
     if num_lanes not in (1, 2):
         raise ValueError(f"processes: expected 1 or 2, got {num_lanes}")
-
-
-def print_report(report: Report, console: Console) -> None:
-    """All tables, findings and caveats."""
-    for table in [*tables(report), position_table(report)]:
-        shown = RichTable(title=table.title, caption=table.note, title_justify="left")
-        for index, name in enumerate(table.header):
-            shown.add_column(name, no_wrap=index == 0, justify="left" if index == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
-    for title, sentences in (("Findings", report.findings), ("Caveats", report.caveats)):
-        console.print(f"\n[bold]{title}[/bold]")
-        for sentence in sentences:
-            console.print(f"- {sentence}", highlight=False, markup=False)
 
 
 def _report(

@@ -32,8 +32,8 @@ class MeanLoss:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean; nan with a single window."""
-        if len(self.per_window) == 1:
+        """Standard error of the mean; nan with a single window, or where a loss is not finite."""
+        if len(self.per_window) == 1 or not all(map(math.isfinite, self.per_window)):
             return math.nan
         return stdev(self.per_window) / math.sqrt(len(self.per_window))
 
@@ -78,7 +78,9 @@ def window_losses(
 
     At most max_tokens tokens (but at least one window) go through the model in a call.
     """
-    return torch.cat([next_token_losses(model, batch) for batch in batches(windows, max_tokens)])
+    return torch.cat(
+        [next_token_losses(model, batch).cpu() for batch in batches(windows, max_tokens)]
+    )
 
 
 def mean_loss(losses: Tensor) -> MeanLoss:

@@ -33,6 +33,17 @@ class SplitModel:
         return self.head(self.hidden(input_ids))
 
 
+@dataclass(frozen=True)
+class DecodingModel(SplitModel):
+    """A model that also continues its input.
+
+    `greedy` maps input_ids (B, S) and a count to the most likely tokens (B, count) that follow,
+    each given those before it.
+    """
+
+    greedy: Callable[[Tensor, int], Tensor]
+
+
 def batches(input_ids: Tensor, max_tokens: int) -> Iterator[Tensor]:
     """Splits (N, S) into row batches of at most max_tokens tokens (always at least one row)."""
     if input_ids.ndim != 2:
@@ -53,6 +64,20 @@ def last_logits(model: LanguageModel, input_ids: Tensor, count: int) -> Tensor:
         return _logits(model, input_ids)[:, -count:]
 
 
+def greedy_tokens(model: LanguageModel, input_ids: Tensor, count: int) -> Tensor:
+    """The `count` most likely tokens (B, count) after input_ids (B, S), one after the other."""
+    if count < 1:
+        raise ValueError(f"count: expected at least 1 token, got {count}")
+    with torch.no_grad():
+        if isinstance(model, DecodingModel):
+            return model.greedy(input_ids, count)
+        read = input_ids
+        for _ in range(count):
+            following = last_logits(model, read, 1).argmax(dim=-1)
+            read = torch.cat([read, following.to(read.device)], dim=1)
+    return read[:, -count:]
+
+
 def next_token_losses(model: LanguageModel, input_ids: Tensor) -> Tensor:
     """Cross entropy (B, S - 1) float32, nats: entry i is the loss of token i + 1 given 0..i."""
     with torch.no_grad():
@@ -63,7 +88,7 @@ def next_token_losses(model: LanguageModel, input_ids: Tensor) -> Tensor:
         losses = []
         for start in range(0, input_ids.shape[1] - 1, LOSS_CHUNK):
             stop = min(start + LOSS_CHUNK, input_ids.shape[1] - 1)
-            targets = input_ids[:, start + 1 : stop + 1]
+            targets = input_ids[:, start + 1 : stop + 1].to(states.device)
             losses.append(token_losses(head(states[:, start:stop]), targets))
     return torch.cat(losses, dim=1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from drope_kernels.evaluate.model_calls import (
 )
 
 TokenIds = tuple[int, ...]
+Key = TypeVar("Key", int, float)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,31 @@ class Proportion:
 
 
 @dataclass(frozen=True)
+class CaseScores:
+    """Cases of one task at one length, one by one."""
+
+    right: tuple[bool, ...]
+    share: tuple[float, ...]  # of the wanted answers that were given
+    depth: tuple[float | None, ...]  # of the asked needle; None where several are asked
+    seed: tuple[int, ...]
+
+    @property
+    def proportion(self) -> Proportion:
+        return Proportion(sum(self.right), len(self.right))
+
+    @property
+    def mean_share(self) -> float:
+        return sum(self.share) / len(self.share)
+
+    def by_depth(self) -> dict[float, Proportion]:
+        """In rising order; empty where cases have no depth."""
+        return _grouped(self.right, self.depth)
+
+    def by_seed(self) -> dict[int, Proportion]:
+        return _grouped(self.right, self.seed)
+
+
+@dataclass(frozen=True)
 class NeedleCases:
     """Cases of one task at one length.
 
@@ -60,6 +87,10 @@ class NeedleCases:
     input_ids: Tensor  # (N, length + A - 1) int64
     answer_ids: Tensor  # (N, A) int64
     depth: Tensor  # (N,) float32: place of the asked needle, 0 = start of the text, 1 = end
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
 
 
 @dataclass(frozen=True)
@@ -182,7 +213,7 @@ def score_needles(
     num_right = 0
     for input_ids, answer in zip(batches(cases.input_ids, max_tokens), answers, strict=True):
         given = last_logits(model, input_ids, answer.shape[1]).argmax(dim=-1)
-        num_right += int((given == answer).all(dim=1).sum())
+        num_right += int((given.cpu() == answer).all(dim=1).sum())
     return Proportion(num_right, len(cases.input_ids))
 
 
@@ -192,6 +223,14 @@ def _draw(
     """(num_cases, count, tokens): `count` different words a case, every order equally likely."""
     picks = rng.random((num_cases, len(words))).argsort(axis=1)[:, :count]
     return np.asarray(words, dtype=np.int64)[picks]
+
+
+def _grouped(right: tuple[bool, ...], keys: tuple[Key | None, ...]) -> dict[Key, Proportion]:
+    groups: dict[Key, list[bool]] = {}
+    for one, key in zip(right, keys, strict=True):
+        if key is not None:
+            groups.setdefault(key, []).append(one)
+    return {key: Proportion(sum(groups[key]), len(groups[key])) for key in sorted(groups)}
 
 
 def _occurs(text: Tensor, word: TokenIds) -> bool:

@@ -1,4 +1,4 @@
-"""The three plots of a report: retrieval by length, text loss by length, loss by position."""
+"""The plots of a report: retrieval by length and by depth, text loss by length and by position."""
 
 from __future__ import annotations
 
@@ -20,16 +20,30 @@ from matplotlib import pyplot as plt
 
 from drope_kernels.evaluate.sweep import SweepRow
 
-PLOT_FILES = ("retrieval.png", "text_loss.png", "loss_by_position.png")
+RETRIEVAL, DEPTH = "retrieval.png", "retrieval_by_depth.png"
+TEXT_LOSS, BY_POSITION = "text_loss.png", "loss_by_position.png"
+PLOT_FILES = (RETRIEVAL, DEPTH, TEXT_LOSS, BY_POSITION)
 LINE_STYLES = ("-", "--", "-.", ":")
 
 
+def plot_files(rows: Sequence[SweepRow]) -> list[str]:
+    """Those of PLOT_FILES that these rows have numbers for."""
+    absent = set() if rows[0].retrieval else {RETRIEVAL}
+    if not rows[0].tasks_with_depth:
+        absent.add(DEPTH)
+    return [name for name in PLOT_FILES if name not in absent]
+
+
 def write_plots(rows: Sequence[SweepRow], train_length: int, folder: Path) -> None:
-    """Writes PLOT_FILES into `folder`."""
-    for name, draw in zip(
-        PLOT_FILES, (_plot_retrieval, _plot_text_loss, _plot_by_position), strict=True
-    ):
-        draw(rows, train_length, folder / name)
+    """Writes `plot_files` into `folder`."""
+    draw = {
+        RETRIEVAL: _plot_retrieval,
+        DEPTH: _plot_by_depth,
+        TEXT_LOSS: _plot_text_loss,
+        BY_POSITION: _plot_by_position,
+    }
+    for name in plot_files(rows):
+        draw[name](rows, train_length, folder / name)
 
 
 def _plot_retrieval(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
@@ -55,6 +69,29 @@ def _plot_retrieval(rows: Sequence[SweepRow], train_length: int, path: Path) -> 
         axes.set_title(f"retrieval, {task} (95 % Wilson)")
     panels[0][0].set_ylabel("exact match")
     _save(figure, panels[0][-1], path)
+
+
+def _plot_by_depth(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
+    """A panel for each task and row: depth downwards, length to the right."""
+    tasks = rows[0].tasks_with_depth
+    lengths = sorted(rows[0].text_loss)
+    figure, panels = plt.subplots(
+        len(rows), len(tasks), figsize=(3.2 * len(tasks), 1.9 * len(rows)), squeeze=False
+    )
+    for row, line in zip(rows, panels, strict=True):
+        for task, axes in zip(tasks, line, strict=True):
+            scores = [row.cases[task][length].by_depth() for length in lengths]
+            depths = list(scores[0])
+            shares = [[score[depth].mean for score in scores] for depth in depths]
+            axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            axes.set_xticks(range(len(lengths)), [str(length) for length in lengths], fontsize=6)
+            axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=6)
+            axes.set_title(f"{row.name}\n{task}", fontsize=6)
+    figure.supxlabel(f"tokens (training length {train_length}); bright: all right", fontsize=7)
+    figure.supylabel("depth of the asked needle", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def _plot_text_loss(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sweep as files: report.json with every number, report.md with every row, three plots."""
+"""A sweep as files: report.json with every number, report.md with every row, plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from drope_kernels.evaluate.loss import MeanLoss
-from drope_kernels.evaluate.plots import PLOT_FILES, write_plots
+from drope_kernels.evaluate.needle import CaseScores, Proportion
+from drope_kernels.evaluate.plots import PLOT_FILES, plot_files, write_plots
 from drope_kernels.evaluate.sweep import SweepRow
 
 REPORT_JSON, REPORT_MARKDOWN = "report.json", "report.md"
@@ -80,8 +81,59 @@ def tables(report: Report) -> list[Table]:
         ]
         stderr = losses(first)[report.lengths[0]].stderr
         note = f"{what} Standard error of a cell about {stderr:.2f}, of a difference less."
+        if math.isnan(stderr):
+            note = f"{what} One window: no standard error."
         found.append(Table(title, note, header, cells))
     return found
+
+
+def all_tables(report: Report) -> list[Table]:
+    """Those of `tables`, of written needles where there are some, and loss by position."""
+    return [
+        *tables(report),
+        *_share_tables(report),
+        *_depth_tables(report),
+        position_table(report),
+    ]
+
+
+def _share_tables(report: Report) -> list[Table]:
+    """For tasks with several answers: how many of them were found, right or not as a whole."""
+    header = ["", *(_length_name(length, report) for length in report.lengths)]
+    found = []
+    for task in report.rows[0].cases:
+        if task in report.rows[0].tasks_with_depth:
+            continue
+        cells = [
+            [row.name, *(f"{row.cases[task][x].mean_share:.2f}" for x in report.lengths)]
+            for row in report.rows
+        ]
+        note = "Mean over cases of the share of wanted answers in what the model wrote."
+        found.append(Table(f"Answers found, {task}", note, header, cells))
+    return found
+
+
+def _depth_tables(report: Report) -> list[Table]:
+    """Exact match by depth of the asked needle, at every length."""
+    found = []
+    for task in report.rows[0].tasks_with_depth:
+        columns = [
+            (length, depth)
+            for length in report.lengths
+            for depth in report.rows[0].cases[task][length].by_depth()
+        ]
+        header = ["", *(f"{length} @ {depth:g}" for length, depth in columns)]
+        cells = [
+            [row.name, *(_count(row.cases[task][x].by_depth()[depth]) for x, depth in columns)]
+            for row in report.rows
+        ]
+        note = "Right of all cases; a column is tokens @ depth of the asked needle, 1 at the end."
+        found.append(Table(f"Retrieval by depth, {task}", note, header, cells))
+    return found
+
+
+def _count(score: Proportion) -> str:
+    return f"{score.successes}/{score.trials}"
 
 
 def position_table(report: Report) -> Table:
@@ -117,12 +169,12 @@ def to_markdown(report: Report) -> str:
     lines += [f"- {sentence}" for sentence in report.findings]
     lines += ["", "## Read this with it", ""]
     lines += [f"- {sentence}" for sentence in report.caveats]
-    for table in [*tables(report), position_table(report)]:
+    for table in all_tables(report):
         lines += ["", f"## {table.title}", "", table.note, ""]
         lines += [_markdown_row(table.header), "|---" * len(table.header) + "|"]
         lines += [_markdown_row(row) for row in table.rows]
     lines += ["", "## Plots", ""]
-    lines += [f"![{Path(name).stem}]({name})" for name in PLOT_FILES]
+    lines += [f"![{Path(name).stem}]({name})" for name in plot_files(report.rows)]
     lines += ["", "## How", ""]
     facts = {**report.settings, **machine()}
     lines += [f"- {name.replace('_', ' ')}: {_plain(value)}" for name, value in facts.items()]
@@ -214,9 +266,8 @@ def _row_json(row: SweepRow) -> dict[str, Any]:
     retrieval = {
         task: {
             str(length): {
-                "right": score.successes,
-                "cases": score.trials,
-                "wilson95": [round(bound, 4) for bound in score.interval()],
+                **_score_json(score),
+                **(_cases_json(row.cases[task][length]) if task in row.cases else {}),
             }
             for length, score in scores.items()
         }
@@ -234,9 +285,29 @@ def _row_json(row: SweepRow) -> dict[str, Any]:
     }
 
 
+def _score_json(score: Proportion) -> dict[str, Any]:
+    return {
+        "right": score.successes,
+        "cases": score.trials,
+        "wilson95": [round(bound, 4) for bound in score.interval()],
+    }
+
+
+def _cases_json(cases: CaseScores) -> dict[str, Any]:
+    return {
+        "share_found": round(cases.mean_share, 4),
+        "by_depth": {f"{depth:g}": _score_json(x) for depth, x in cases.by_depth().items()},
+        "by_seed": {str(seed): _score_json(x) for seed, x in cases.by_seed().items()},
+    }
+
+
 def _loss_json(loss: MeanLoss) -> dict[str, Any]:
-    stderr = None if math.isnan(loss.stderr) else round(loss.stderr, 5)
-    return {"mean": round(loss.mean, 5), "stderr": stderr, "num_targets": loss.num_targets}
+    """Numbers that are not finite as null: JSON has none."""
+    return {
+        "mean": round(loss.mean, 5) if math.isfinite(loss.mean) else None,
+        "stderr": round(loss.stderr, 5) if math.isfinite(loss.stderr) else None,
+        "num_targets": loss.num_targets,
+    }
 
 
 def _cpu_model() -> str:

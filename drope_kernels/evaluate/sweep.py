@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from drope_kernels.evaluate.loss import (
     window_losses,
 )
 from drope_kernels.evaluate.model_calls import DEFAULT_BATCH_TOKENS, LanguageModel
-from drope_kernels.evaluate.needle import NeedleCases, NeedleTask, Proportion, score_needles
+from drope_kernels.evaluate.needle import (
+    CaseScores,
+    NeedleCases,
+    NeedleTask,
+    Proportion,
+    score_needles,
+)
+from drope_kernels.evaluate.written_needles import WrittenCases
 
 # The model to use for inputs of a given length: a scaled RoPE or a temperature depends on it.
 ModelAtLength = Callable[[int], LanguageModel]
@@ -33,13 +40,27 @@ class SweepData:
     """
 
     lengths: tuple[int, ...]
-    needles: dict[tuple[str, int], NeedleCases]  # (task name, length)
+    needles: Mapping[tuple[str, int], NeedleCases | WrittenCases]  # (task name, length)
     windows: Tensor  # (N, S) int64
     num_last_targets: int
+    first_token: int | None = None  # stands in for the first token of every piece of text
 
     @property
     def num_cells(self) -> int:
         return len(self.needles) + len(self.lengths)
+
+    @property
+    def cell_tokens(self) -> list[int]:
+        """How much a model reads in each cell, in the order in which `run_sweep` goes."""
+        needles = [cases.num_tokens for cases in self.needles.values()]
+        return [*needles, *(self.windows.numel() for _ in self.lengths)]
+
+    def pieces(self, length: int) -> Tensor:
+        """The windows cut into (N * S / length, length)."""
+        pieces = self.windows.reshape(-1, length)
+        if self.first_token is None:
+            return pieces
+        return torch.cat([torch.full_like(pieces[:, :1], self.first_token), pieces[:, 1:]], dim=1)
 
     @property
     def task_names(self) -> list[str]:
@@ -55,6 +76,16 @@ class SweepRow:
     text_loss: dict[int, MeanLoss]  # all targets of the text, read in pieces of that length
     last_loss: dict[int, MeanLoss]  # the same last targets, read with that much context
     by_position: list[PositionBucket]  # at the greatest length
+    cases: dict[str, dict[int, CaseScores]] = field(default_factory=dict)  # of written needles
+
+    @property
+    def tasks_with_depth(self) -> list[str]:
+        """Tasks whose cases ask for one needle."""
+        return [
+            task
+            for task, scores in self.cases.items()
+            if all(score.by_depth() for score in scores.values())
+        ]
 
 
 def draw_sweep(
@@ -96,18 +127,25 @@ def run_sweep(
     """Measures one model on all of `data`; on_cell is called data.num_cells times."""
     report = on_cell or _nothing
     retrieval: dict[str, dict[int, Proportion]] = {task: {} for task in data.task_names}
+    one_by_one: dict[str, dict[int, CaseScores]] = {}
     for (task, length), cases in data.needles.items():
-        retrieval[task][length] = score_needles(model_at(length), cases, max_tokens)
+        if isinstance(cases, WrittenCases):
+            scores = cases.score(model_at(length))
+            one_by_one.setdefault(task, {})[length] = scores
+            retrieval[task][length] = scores.proportion
+        else:
+            retrieval[task][length] = score_needles(model_at(length), cases, max_tokens)
         report()
     text_loss, last_loss = {}, {}
     losses = torch.empty(0, 0)
     for length in data.lengths:
-        losses = window_losses(model_at(length), data.windows.reshape(-1, length), max_tokens)
+        losses = window_losses(model_at(length), data.pieces(length), max_tokens)
         pieces = losses.view(len(data.windows), -1, length - 1)
         text_loss[length] = mean_loss(pieces.flatten(1))
         last_loss[length] = mean_loss(pieces[:, -1, -data.num_last_targets :])
         report()
-    return SweepRow(name, retrieval, text_loss, last_loss, loss_by_position(losses))
+    by_position = loss_by_position(losses)
+    return SweepRow(name, retrieval, text_loss, last_loss, by_position, one_by_one)
 
 
 def row_named(rows: Sequence[SweepRow], name: str) -> SweepRow:

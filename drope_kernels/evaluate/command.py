@@ -1,0 +1,154 @@
+"""The command line of `drope evaluate`; light to import, the work is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+FAILED, BAD_ARGUMENTS = 1, 2
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+
+_EPILOG = """\
+MODEL is a directory that save_pretrained wrote, or a .gguf file; PATH:NAME names it in the report.
+A RoPE model gets the rows RoPE as is, PI, NTK, dynamic NTK, YaRN, dropped, and dropped with fitted
+temperature; a position-free model itself, and with fitted temperature. Nothing is downloaded.
+"""
+
+
+def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
+    """Options of `drope evaluate`."""
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="MODEL", help="directory or .gguf file, [:NAME]")
+    add = parser.add_argument
+    add("--text", type=Path, nargs="+", required=True, help="text, JSONL or Parquet files")
+    add("--text-column", default="text", help="of JSONL and Parquet (default: text)")
+    add("--compare", action="append", default=[], metavar="MODEL", help="another model; repeatable")
+    add("--tokenizer", type=Path, help="directory of a tokenizer (default: MODEL's)")
+    add("--lengths", default="1x,2x,4x", help="tokens, or training lengths (default: 1x,2x,4x)")
+    add("--train-length", type=int, help="context of the last training (default: the config's)")
+    add("--methods", help="as_is,pi,ntk,dynamic_ntk,yarn,dropped,drope_temperature (default: all)")
+    add("--tasks", default="all", help="needle tasks, all or none (default: all five)")
+    add("--cases", type=int, default=20, help="of each task, length and seed (default: 20)")
+    add("--seeds", default="0", help="of the cases, as in 0,1,2 (default: 0)")
+    add("--depths", default="0,0.25,0.5,0.75,1", help="of the asked needle, in [0, 1]")
+    add("--windows", type=int, default=8, help="of text, of the greatest length (default: 8)")
+    add("--last-targets", type=int, default=256, help="same at every length (default: 256)")
+    add("--attention", choices=("kernels", "sdpa", "eager"), default="kernels")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--device", help="default: cuda where there is a GPU, else cpu")
+    add("--max-tokens", type=int, default=8192, help="of text in one call (default: 8192)")
+    add("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    parser.set_defaults(run=evaluate_command)
+
+
+def evaluate_command(arguments: argparse.Namespace) -> int:
+    """Runs the evaluation; status 2 for bad arguments, 1 for a failure, 130 when interrupted."""
+    try:
+        from rich.console import Console
+
+        from drope_kernels.evaluate.console import print_report
+        from drope_kernels.evaluate.progress import EvaluationProgress
+        from drope_kernels.evaluate.run import evaluate, prepare
+    except ImportError as error:
+        return _fail(
+            f"{error.name or error} is missing: pip install 'drope_kernels[hf,train,eval]'",
+            BAD_ARGUMENTS,
+        )
+    console = Console(stderr=True)
+    try:
+        evaluation = _evaluation(arguments)
+        with EvaluationProgress(console) as progress:
+            prepared = prepare(evaluation, arguments.out, progress)
+    except (ValueError, TypeError, FileNotFoundError, NotImplementedError, ImportError) as error:
+        return _fail(str(error), BAD_ARGUMENTS)
+    except KeyboardInterrupt:
+        return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
+    try:
+        with EvaluationProgress(console) as progress:
+            report = evaluate(prepared, arguments.out, _command(arguments), progress)
+    except (ValueError, NotImplementedError, OSError, RuntimeError) as error:
+        return _fail(f"{error}; {arguments.out} was not touched", FAILED)
+    except KeyboardInterrupt:
+        return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
+    shown = Console()
+    print_report(report, shown if shown.is_terminal else Console(width=130))
+    print(f"everything is in {arguments.out}/")
+    return 0
+
+
+def _evaluation(arguments: argparse.Namespace) -> Any:
+    """The options as an `Evaluation`; ValueError for words that mean nothing."""
+    import torch
+
+    from drope_kernels.evaluate.inputs import InputChoice
+    from drope_kernels.evaluate.plan import nearest_checked, parse_methods
+    from drope_kernels.evaluate.run import Evaluation
+    from drope_kernels.evaluate.written_needles import WRITTEN_TASKS
+
+    tasks = {"all": list(WRITTEN_TASKS), "none": []}.get(arguments.tasks)
+    if tasks is None:
+        tasks = nearest_checked("tasks", arguments.tasks.split(","), WRITTEN_TASKS)
+    return Evaluation(
+        model=_named(arguments.model),
+        text=tuple(arguments.text),
+        compared=tuple(map(_named, arguments.compare)),
+        tokenizer=arguments.tokenizer,
+        text_column=arguments.text_column,
+        lengths=arguments.lengths,
+        train_length=arguments.train_length,
+        methods=parse_methods(arguments.methods),
+        inputs=InputChoice(
+            num_windows=arguments.windows,
+            num_last_targets=arguments.last_targets,
+            tasks=tuple(tasks),
+            num_cases=arguments.cases,
+            seeds=tuple(_numbers("seeds", arguments.seeds, int)),
+            depths=tuple(_numbers("depths", arguments.depths, float)),
+        ),
+        attention=arguments.attention,
+        dtype=arguments.dtype,
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        max_tokens=arguments.max_tokens,
+    )
+
+
+def _named(word: str) -> tuple[str, Path]:
+    """PATH or PATH:NAME; a path that exists is one, whatever it contains."""
+    path, colon, name = word.rpartition(":")
+    if not colon or Path(word).exists() or "/" in name:
+        return Path(word).absolute().stem or word, Path(word)
+    return name, Path(path)
+
+
+def _numbers(argument: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{argument}: expected {kind.__name__}s with commas between, got {text!r}"
+        ) from None
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What repeats the run, for the report: every choice but the folder; names, not folders."""
+    words = ["drope evaluate", Path(arguments.model).name]
+    for name, value in vars(arguments).items():
+        if name in ("command", "rest", "run", "model", "out") or value is None or value == []:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name == "text":
+            words += [option, *(shlex.quote(path.name) for path in value)]
+        elif name == "compare":
+            words += [f"{option} {shlex.quote(Path(word).name)}" for word in value]
+        else:
+            words.append(f"{option} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"drope evaluate: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,104 @@
+"""The command line of `drope recalibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from transformers.utils import logging
+
+from drope_kernels.hf.verify import VerificationError
+from drope_kernels.recalibrate.checkpoints import checkpoints_of
+from drope_kernels.recalibrate.distributed import leave_process_group
+from drope_kernels.recalibrate.preflight import plan_run
+from drope_kernels.recalibrate.run import run_recalibration, say, tell
+from drope_kernels.recalibrate.run_config import list_recipes, read_run_config, run_config_parser
+
+FAILED, BAD_ARGUMENTS = 1, 2
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+
+_REFUSED = (ImportError, NotImplementedError, OSError, TypeError, ValueError)
+_BROKEN = (*_REFUSED, FloatingPointError, VerificationError)
+
+
+def add_recalibrate_command(parser: argparse.ArgumentParser) -> None:
+    """`HfArgumentParser` reads the options, and prints the help."""
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.set_defaults(run=recalibrate_command, rest=None)
+
+
+def recalibrate_command(arguments: argparse.Namespace) -> int:
+    """Runs it; status 2 for bad arguments, 1 for a run that failed, 130 when interrupted."""
+    given = list(arguments.rest)
+    if arguments.help:
+        run_config_parser().print_help()
+        return 0
+    if {"--list_recipes", "--list-recipes"} & set(given):
+        print(list_recipes())
+        return 0
+    try:
+        plan = plan_run(read_run_config(given))
+    except _REFUSED as error:
+        tell(str(error))
+        return BAD_ARGUMENTS
+    except KeyboardInterrupt:
+        say("interrupted before anything was written")
+        return INTERRUPTED
+    logging.disable_progress_bar()  # of every file that transformers reads or writes
+    with _sigterm_interrupts():
+        try:
+            run_recalibration(plan, again(given))
+        except KeyboardInterrupt:
+            say(f"interrupted; {where_it_stands(plan.folder)}; {again(given)}")
+            return INTERRUPTED
+        except torch.OutOfMemoryError as error:
+            tell(f"{error}\nlower batch_size, or set activation_checkpointing, loss_chunk, sharded")
+        except _BROKEN as error:
+            tell(str(error))
+        else:
+            leave_process_group()
+            return 0
+    say(f"failed; {where_it_stands(plan.folder)}; {again(given)}")
+    return FAILED
+
+
+def where_it_stands(folder: Path) -> str:
+    """What of a stopped run is kept."""
+    whole = checkpoints_of(folder)
+    if whole:
+        return f"{whole[-1]} is whole, the same command goes on from it"
+    return "there is no checkpoint yet, the same command begins again"
+
+
+def again(given: Sequence[str]) -> str:
+    """The command that resumes this run."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launch = "drope"
+    if processes is not None:
+        launch = f"torchrun --nproc_per_node {processes} -m drope_kernels.cli"
+    return f"{launch} recalibrate {shlex.join(given)}"
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

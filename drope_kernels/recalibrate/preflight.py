@@ -1,0 +1,273 @@
+"""What a run needs, found and checked before any weights are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kernels
+from drope_kernels.hf.provenance import is_export
+from drope_kernels.recalibrate.checkpoints import checkpoints_of
+from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.documents import Documents, read_documents
+from drope_kernels.recalibrate.packing import vocabulary_size
+from drope_kernels.recalibrate.run_config import RunConfig
+
+SETTINGS, RESULT, MODEL, DATA = "settings.json", "result.json", "model", "data"
+
+_LENGTHS = ("batch_size", "gradient_accumulation", "steps", "tokens")
+# They decide what is reported, kept or how fast, not what is trained.
+_FREE = frozenset(
+    {
+        *("activation_checkpointing", "compile", "cpu", "loss_chunk", "sharded"),
+        *("data_cache", "log_steps", "eval_steps", "eval_rows", "save_steps", "keep_checkpoints"),
+        *("samples", "sample_steps", "sample_tokens"),
+        *("length_sweep", "sweep_steps", "sweep_windows", "tensorboard", "resume", "export"),
+        *_LENGTHS,  # checkpoints judge them
+    }
+)
+# Their frequencies depend on the length of the input.
+_MOVING_TYPES = ("dynamic", "longrope")
+
+Progress = Literal["new", "begun", "finished"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that can begin."""
+
+    config: RunConfig
+    recalibration: RecalibrationConfig
+    context_length: int
+    tokenizer: Any
+    documents: Documents
+    validation_documents: Documents | None
+    progress: Progress  # of output_dir
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.config.output_dir))
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.config.data_cache) if self.config.data_cache else self.folder / DATA
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Checks a run against the files it names.
+
+    Raises:
+        FileNotFoundError: no model, or no tokenizer beside it.
+        ValueError: what does not fit together, each with what to do.
+        NotImplementedError: a model of a family that the kernels or the drop do not know.
+        ImportError: a package that a setting needs.
+    """
+    tokenizer = load_tokenizer(str(config.model))
+    model_config = read_model_config(Path(str(config.model)))
+    _check_tokenizer(tokenizer, model_config)
+    for prompt in config.samples:
+        if not tokenizer(prompt)["input_ids"]:
+            raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
+    context_length = _context_length(config, model_config)
+    _rehearse(config, model_config)
+    plan = RunPlan(
+        config=config,
+        recalibration=config.recalibration(context_length, num_devices()),
+        context_length=context_length,
+        tokenizer=tokenizer,
+        documents=_documents(config, config.data),
+        validation_documents=_documents(config, config.validation_data)
+        if config.validation_data
+        else None,
+        progress=_progress(config),
+    )
+    _check_export(config)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ImportError(
+            "tensorboard: expected the package, it is missing: pip install tensorboard"
+        )
+    return plan
+
+
+def num_devices() -> int:
+    """Processes of this run, one per device, as torchrun and accelerate tell them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def read_model_config(path: Path) -> Any:
+    """The transformers config of a directory or .gguf file."""
+    if path.suffix == ".gguf":
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    return AutoConfig.from_pretrained(path, local_files_only=True)
+
+
+def original_length(model_config: Any) -> int:
+    """Tokens that the model was trained on, before its RoPE was scaled if it was."""
+    lengths = [
+        x.get("original_max_position_embeddings") or 0 for x in _rope_parameters(model_config)
+    ]
+    return int(min([x for x in lengths if x > 1] + [model_config.max_position_embeddings]))
+
+
+def _rope_parameters(model_config: Any) -> list[dict[str, Any]]:
+    """Of the model while it had positions; several where types of layers differ."""
+    given = DropState.from_config(model_config).rope_parameters
+    given = given or getattr(model_config, "rope_parameters", None) or {}
+    return [x for x in given.values() if isinstance(x, dict)] or [given]
+
+
+def _check_tokenizer(tokenizer: Any, model_config: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "tokenizer: expected one with an EOS token, which marks where documents end, got none; "
+            "set eos_token in tokenizer_config.json"
+        )
+    size = vocabulary_size(tokenizer)
+    if size > model_config.vocab_size:
+        raise ValueError(
+            f"tokenizer: expected ids below {model_config.vocab_size}, the model's vocabulary, got "
+            f"{size - 1}; put the model's own tokenizer beside it"
+        )
+
+
+def _context_length(config: RunConfig, model_config: Any) -> int:
+    for parameters in _rope_parameters(model_config):
+        kind = parameters.get("rope_type", "default")
+        if kind in _MOVING_TYPES:
+            raise ValueError(
+                f"model: expected RoPE with fixed frequencies, got rope_type {kind!r}, whose "
+                "frequencies follow the length of the input; set rope_parameters in config.json "
+                "to what the model was pretrained with"
+            )
+    length = config.context_length or original_length(model_config)
+    limit = model_config.max_position_embeddings
+    if length > limit:
+        raise ValueError(
+            f"context_length: expected at most {limit}, the model's max_position_embeddings, got "
+            f"{length}; DroPE trains at the original length or below"
+        )
+    return length
+
+
+def _rehearse(config: RunConfig, model_config: Any) -> None:
+    """What will be done to the model, done to one without weights."""
+    dropped = DropState.from_config(model_config).dropped_layers
+    if dropped and config.drop != "none":
+        raise ValueError(
+            f"model: expected one with all its positions, got one with {len(dropped)} of "
+            f"{model_config.num_hidden_layers} layers dropped; --drop none trains it on as it is"
+        )
+    if dropped and config.distillation > 0:
+        raise ValueError(
+            "distillation: expected a model with all its positions, from which to learn, got one "
+            "whose positions are dropped; start from the original"
+        )
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(model_config)
+    change_attention(skeleton, config)
+    if config.drop != "none":
+        drop_positions(
+            skeleton, config.layers(), None if config.qk_norm == "none" else config.qk_norm
+        )
+
+
+def change_attention(model: Any, config: RunConfig) -> None:
+    """Gives the model the attention that the run asks for."""
+    if config.attention == "kernels":
+        use_kernels(model, backend=config.backend)
+    else:
+        model.set_attn_implementation(config.attention)
+
+
+def _documents(config: RunConfig, sources: list[str]) -> Documents:
+    """Of paths, and of patterns that the shell has not expanded."""
+    paths: list[Path] = []
+    for path in map(Path, sources):
+        pattern = str(path.relative_to(path.anchor))
+        found = [] if path.exists() else sorted(Path(path.anchor).glob(pattern))
+        paths += found or [path]
+    return read_documents(paths, text_column=config.text_column, skip_corrupt=config.skip_corrupt)
+
+
+def _progress(config: RunConfig) -> Progress:
+    """Whether output_dir is free for this run, or holds it already."""
+    folder = Path(str(config.output_dir))
+    if not is_first_process():  # the first one judges the folder, and is writing there already
+        return _begun_or_finished(config)
+    if not folder.exists():
+        _check_parent(folder)
+        return "new"
+    if not folder.is_dir():
+        raise ValueError(f"output_dir: expected a folder, got the file {folder}")
+    if not (folder / SETTINGS).is_file():
+        if any(folder.iterdir()):
+            raise ValueError(
+                f"output_dir: expected a new or empty folder, or that of this run, got {folder} "
+                "with other files; choose another"
+            )
+        return "new"
+    if not (folder / RESULT).is_file() and not checkpoints_of(folder):
+        return "new"  # it stopped before there was anything to go on from
+    if not config.resume:
+        raise ValueError(
+            f"output_dir: expected a new or empty folder without resume, got {folder}, which holds "
+            "a run; delete it, or leave out --no_resume to go on with it"
+        )
+    before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), asdict(config)
+    others = [
+        f"{name} {before.get(name)} there, {now[name]} here"
+        for name in now
+        if name not in _FREE and before.get(name) != now[name]
+    ]
+    if others:
+        raise ValueError(
+            f"output_dir: expected a new or empty folder, or that of this run, got {folder}, which "
+            f"holds another: {'; '.join(others)}; choose another folder"
+        )
+    return _begun_or_finished(config)
+
+
+def _check_parent(folder: Path) -> None:
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"output_dir: expected a place to write, got {folder}, and {existing} is no folder "
+            "that can be written to"
+        )
+
+
+def _begun_or_finished(config: RunConfig) -> Progress:
+    """A run is finished if its result is of this length: it may be asked to go on."""
+    result = Path(str(config.output_dir)) / RESULT
+    if not result.is_file():
+        return "begun"
+    before, now = json.loads(result.read_text(encoding="utf-8"))["settings"], asdict(config)
+    return "finished" if all(before[name] == now[name] for name in _LENGTHS) else "begun"
+
+
+def _check_export(config: RunConfig) -> None:
+    if config.export is None:
+        return
+    if config.drop != "all" or config.qk_norm == "full":
+        got = f"--drop {config.drop}" if config.drop != "all" else "--qk_norm full"
+        raise ValueError(
+            f"export: expected a run that drops all positions without full-width norms, got {got}; "
+            "no plain architecture has that, output_dir/model keeps it"
+        )
+    path = Path(config.export)
+    if path.exists() and not is_export(path) and (path.is_file() or any(path.iterdir())):
+        raise ValueError(
+            f"export: expected a new or empty folder, or an earlier export, got {path} with other "
+            "files; choose another"
+        )

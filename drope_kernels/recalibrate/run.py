@@ -1,0 +1,302 @@
+"""One run of `drope recalibrate`: data, model, training, what is left in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.utils.data import Subset
+from transformers import TrainerCallback
+
+from drope_kernels.build import build_info
+from drope_kernels.evaluate.loss import text_windows
+from drope_kernels.hf import DropState, drop_positions, export, load_model
+from drope_kernels.recalibrate.callbacks import TensorBoard
+from drope_kernels.recalibrate.checkpoints import checkpoints_of, step_of
+from drope_kernels.recalibrate.data import PackedRows
+from drope_kernels.recalibrate.packed_folder import METADATA, PackedFolder, written_whole
+from drope_kernels.recalibrate.packing import pack_documents
+from drope_kernels.recalibrate.preflight import (
+    MODEL,
+    RESULT,
+    SETTINGS,
+    RunPlan,
+    change_attention,
+    is_first_process,
+    num_devices,
+)
+from drope_kernels.recalibrate.progress import RunProgress
+from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
+from drope_kernels.recalibrate.records import StepRecords
+from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+
+SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
+
+
+def run_recalibration(plan: RunPlan, command: str) -> None:
+    """Does what is left to do of a run; every process of it calls this.
+
+    The folder then holds `model` (for `load_model` and stock transformers, with its tokenizer) and
+    `result.json`, written last.
+
+    Raises:
+        ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `recalibrate` and
+            `pack_documents` do; whole checkpoints stay.
+    """
+    if plan.progress == "finished":
+        say(f"finished before: {plan.folder / MODEL}")
+    else:
+        _run(plan, command)
+    if plan.config.export is not None and is_first_process():
+        model = load_model(plan.folder / MODEL, dtype=getattr(torch, plan.config.dtype))
+        say(f"exported to {export(model, plan.config.export, tokenizer=plan.tokenizer)}")
+
+
+def _run(plan: RunPlan, command: str) -> None:
+    if is_first_process():
+        _write_settings(plan)
+    data, held_out = packed_data(plan)
+    watchers = observers(plan, held_out)
+    model, teacher = prepared_model(plan)
+    result, begun_at = _train(plan, model, teacher, data, held_out, watchers)
+    if is_first_process():
+        _note_recalibration(plan, model, result)
+        _save_model(plan, model)
+        write_json(plan.folder / RESULT, summary(plan, result, begun_at, command))
+        say(f"{result.steps} steps, {result.tokens:,} tokens; {plan.folder / MODEL}")
+
+
+def say(text: str) -> None:
+    """A line on stderr, of the first process only."""
+    if is_first_process():
+        tell(text)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, of any process."""
+    who = "" if is_first_process() else f" (process {os.environ['RANK']})"
+    print(f"drope recalibrate{who}: {text}", file=sys.stderr, flush=True)
+
+
+# ---- data --------------------------------------------------------------------------------------
+def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
+    """Rows to train on and, where the folder has a whole one, held-out rows.
+
+    The first process packs; the others wait for the folder, which appears whole.
+    """
+    if is_first_process():
+        folder = pack_documents(
+            plan.documents,
+            plan.tokenizer,
+            plan.data_folder,
+            validation_documents=plan.validation_documents,
+            validation_share=plan.config.validation_share,
+            seed=plan.config.seed,
+            progress=PackingProgress(),
+        )
+    else:
+        while not (plan.data_folder / METADATA).is_file():
+            time.sleep(0.5)
+        folder = PackedFolder.load(plan.data_folder)
+    train = _rows(plan, folder, "train")
+    counts = [f"{folder.num_tokens(split):,}" for split in ("train", "validation")]
+    say(
+        f"{counts[0]} tokens to train on in {len(train):,} rows of {plan.context_length}, "
+        f"{counts[1]} held out"
+    )
+    passes = (
+        plan.recalibration.total_steps(num_devices())
+        * plan.config.tokens_per_step(plan.context_length, num_devices())
+        / (len(train) * plan.context_length)
+    )
+    if passes > 1.5:
+        say(f"the run reads its text {passes:.1f} times: watch the validation loss")
+    if plan.config.eval_steps is None and not plan.config.length_sweep:
+        return train, None
+    return train, _rows(plan, folder, "validation")
+
+
+def _rows(plan: RunPlan, folder: PackedFolder, split: Any) -> PackedRows:
+    return PackedRows(
+        folder,
+        plan.context_length,
+        split,
+        plan.config.attend_across_documents,
+        flatten=plan.config.attention == "kernels",
+    )
+
+
+class PackingProgress:
+    """A line every few seconds."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last = every, time.perf_counter()
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        if time.perf_counter() - self.last > self.every:
+            say(f"packing: {documents:,} documents, {tokens:,} tokens")
+            self.last = time.perf_counter()
+
+
+# ---- model -------------------------------------------------------------------------------------
+def prepared_model(plan: RunPlan) -> tuple[Any, Any]:
+    """The model as it is trained, and the teacher where there is one."""
+    config = plan.config
+    model = load_model(str(config.model), dtype=getattr(torch, config.dtype))
+    change_attention(model, config)
+    teacher = copy.deepcopy(model) if config.distillation > 0 else None
+    if config.drop != "none":
+        norm = None if config.qk_norm == "none" else config.qk_norm
+        drop_positions(model, config.layers(), qk_norm=norm)
+    return model, teacher
+
+
+def _train(
+    plan: RunPlan,
+    model: Any,
+    teacher: Any,
+    data: PackedRows,
+    held_out: PackedRows | None,
+    watchers: list[Observer],
+) -> tuple[RecalibrationResult, int]:
+    """What `recalibrate` returns, and the step where it began."""
+    whole = checkpoints_of(plan.folder)
+    begun_at = step_of(whole[-1]) if whole else 0
+    if begun_at:
+        say(f"going on from {whole[-1]}")
+    with contextlib.ExitStack() as cleanup:
+        progress = RunProgress("recalibrate")
+        cleanup.callback(progress.close)
+        callbacks: list[TrainerCallback] = [*watchers, progress]
+        if plan.config.tensorboard and is_first_process():
+            board = TensorBoard(plan.folder / EVENTS, after=begun_at)
+            cleanup.callback(board.close)
+            callbacks.insert(0, board)
+            for watcher in watchers:
+                watcher.board = board
+        result = recalibrate(
+            model,
+            data,
+            replace(plan.recalibration, tensorboard=False),  # the board here takes samples too
+            eval_data=None if held_out is None else some_rows(held_out, plan.config.eval_rows),
+            teacher=teacher,
+            callbacks=callbacks,
+            description=None,
+        )
+    return result, begun_at
+
+
+def some_rows(rows: PackedRows, most: int) -> Any:
+    """At most so many, spread evenly."""
+    if len(rows) <= most:
+        return rows
+    return Subset(rows, [i * len(rows) // most for i in range(most)])
+
+
+def observers(plan: RunPlan, held_out: PackedRows | None) -> list[Observer]:
+    """Samples and length sweep, where the run asks for them."""
+    config = plan.config
+    found: list[Observer] = []
+    if config.samples:
+        records = StepRecords(plan.folder / SAMPLES)
+        prompts, length = config.samples, config.sample_tokens
+        found.append(SampleTexts(prompts, plan.tokenizer, length, records, config.sample_steps))
+    if config.length_sweep and held_out is not None:
+        lengths = [n * plan.context_length for n in sorted(set(config.length_sweep))]
+        text = torch.from_numpy(np.array(held_out.folder.tokens("validation")))
+        windows = text_windows(text, lengths[-1], config.sweep_windows)
+        records = StepRecords(plan.folder / SWEEP)
+        found.append(HeldOutLosses(windows, lengths, records, config.sweep_steps))
+    return found
+
+
+# ---- what is left ------------------------------------------------------------------------------
+def _note_recalibration(plan: RunPlan, model: Any, result: RecalibrationResult) -> None:
+    """Into `config.drope`, with which every copy of the model says how it came about."""
+    config = plan.config
+    state = DropState.from_config(model.config)
+    facts = {
+        "tokens": result.tokens,
+        "steps": result.steps,
+        "context_length": plan.context_length,
+        "learning_rate": config.learning_rate,
+        "recipe": config.recipe,
+        "distillation": config.distillation,
+    }
+    earlier = state.notes.get("recalibration")
+    if earlier is not None:
+        facts["before"] = earlier
+    replace(state, notes={**state.notes, "recalibration": facts}).into_config(model.config)
+
+
+def _save_model(plan: RunPlan, model: Any) -> None:
+    target = plan.folder / MODEL
+    if target.exists():  # of a process that was killed before it wrote the result
+        shutil.rmtree(target)
+    with written_whole(target) as partial:
+        model.save_pretrained(partial)
+        plan.tokenizer.save_pretrained(partial)
+
+
+def summary(
+    plan: RunPlan, result: RecalibrationResult, begun_at: int, command: str
+) -> dict[str, Any]:
+    """The content of result.json."""
+    logged = [entry for entry in result.history if "loss" in entry]
+    build = build_info()
+    return {
+        "command": command,
+        "settings": asdict(plan.config),
+        "context_length": plan.context_length,
+        "devices": num_devices(),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "seconds_cover": f"steps {begun_at + 1} to {result.steps}",
+        "train_loss": result.train_loss,
+        "first_loss": logged[0]["loss"] if logged else None,
+        "last_loss": logged[-1]["loss"] if logged else None,
+        "validation": {
+            str(entry["step"]): entry["eval_loss"]
+            for entry in result.history
+            if "eval_loss" in entry
+        },
+        "length_sweep": StepRecords(plan.folder / SWEEP).read(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {
+            "drope_kernels": f"{build['version']} {build['commit']}",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _write_settings(plan: RunPlan) -> None:
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / RESULT).unlink(missing_ok=True)  # of a shorter run, which goes on
+    write_json(plan.folder / SETTINGS, asdict(plan.config))
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f".partial-{file.name}")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,184 @@
+"""`drope recalibrate`: every way to fail says what, keeps what there was, and how to go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from recalibrations import (
+    at,
+    command,
+    llama,
+    poison,
+    result,
+    save,
+    weights,
+    write_start,
+)
+from texts import byte_tokenizer
+from tokenizers import processors
+
+from drope_kernels.cli import main
+from drope_kernels.recalibrate import run as running
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return write_start(tmp_path_factory.mktemp("start"))
+
+
+def test_a_loss_that_is_no_number(start, tmp_path, monkeypatch, capsys):
+    at(monkeypatch, 7, poison)
+    out = tmp_path / "out"
+    assert main(command(start, out, "--save_steps", "3")) == 1
+    shown = capsys.readouterr().err
+    assert "the training loss is nan at step 8" in shown
+    assert f"failed; {out / 'checkpoint-6'} is whole" in shown
+    assert all(value.isfinite().all() for value in weights(out / "checkpoint-6").values())
+
+
+def test_a_full_disk(start, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    stock = torch.save
+
+    def save_once(content, file, *rest, **named):
+        if "checkpoint-6" in str(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        stock(content, file, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_once)
+        assert main(command(start, out, "--save_steps", "3")) == 1
+    shown = capsys.readouterr().err
+    assert "No space left on device" in shown
+    assert f"failed; {out / 'checkpoint-3'} is whole, the same command goes on from it" in shown
+    assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-3"]
+    assert main(command(start, out, "--save_steps", "3")) == 0
+
+
+def test_a_corrupt_line_is_named_and_can_be_left_out(start, tmp_path, capsys):
+    lines = [json.dumps({"text": f"{i} and so on, " * 20}) for i in range(12)]
+    lines[4] = '{"text": "cut'
+    file = tmp_path / "lines.jsonl"
+    file.write_text("\n".join(lines))
+    given = command(start, tmp_path / "out", steps="2")
+    given[given.index("--data") + 1] = str(file)
+    assert main(given) == 1
+    assert f"{file}, line 5: expected a JSON object" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "data").exists()
+    with pytest.warns(UserWarning, match="line 5"):
+        assert main([*given, "--skip_corrupt"]) == 0
+
+
+def broken(name, start, tmp_path):
+    """A model folder with one thing wrong."""
+    folder = tmp_path / "model"
+    changes = {
+        "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "vocabulary": {"vocab_size": 200, "eos_token_id": 199},
+    }
+    if name == "no model":
+        return str(folder)
+    tokenizer = byte_tokenizer(eos=name != "no eos")
+    if name == "no start":
+        plain = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        tokenizer.backend_tokenizer.post_processor = plain
+    save(folder, llama(**changes.get(name, {})), tokenizer)
+    if name == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    if name == "dropped":
+        main(command(start, tmp_path / "first", steps="1"))
+        return str(tmp_path / "first" / "model")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no model", "expected a directory with config.json or a .gguf file"),
+        ("no tokenizer", "expected a tokenizer in"),
+        ("no eos", "expected one with an EOS token"),
+        ("no start", "samples: expected prompts of at least one token, got ''"),
+        ("vocabulary", "expected ids below 200, the model's vocabulary, got 256"),
+        ("dynamic", "expected RoPE with fixed frequencies, got rope_type 'dynamic'"),
+        ("dropped", "got one with 2 of 2 layers dropped; --drop none trains it on"),
+    ],
+)
+def test_wrong_models_are_refused_before_their_weights_are_read(
+    name, message, start, tmp_path, capsys, monkeypatch
+):
+    model = broken(name, start, tmp_path)
+    monkeypatch.setattr(running, "load_model", None)
+    capsys.readouterr()
+    given = command(start, tmp_path / "out", "--samples", "")
+    given[given.index("--model") + 1] = model
+    assert main(given) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--context_length", "999"], "expected at most 128, the model's max_position_embeddings"),
+        (["--drop", "0,7"], "layers: expected 0 to 1, got 7"),
+        (["--backend", "none"], "backend: expected 'auto' or one of"),
+        (["--sequences_per_step", "6"], "expected a multiple of batch_size x devices = 4 x 1"),
+        (["--data", "{tmp}/nothing/*.txt"], "expected a file or a folder of texts"),
+        (["--output_dir", "{tmp}/file"], "expected a folder, got the file"),
+        (["--output_dir", "{tmp}/file/out"], "file is no folder that can be written to"),
+        (["--output_dir", "{tmp}/full"], "with other files; choose another"),
+        (["--export", "{tmp}/full"], "expected a new or empty folder, or an earlier export"),
+        (["--export", "{tmp}/e", "--drop", "none"], "expected a run that drops all positions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    more, message, start, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("kept")
+    more = [word.format(tmp=tmp_path) for word in more]
+    assert main(command(start, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_a_folder_with_another_run_is_left_alone(start, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(start, out)) == 0
+    before = (out / "result.json").read_text()
+    assert main(command(start, out, "--learning_rate", "2e-3")) == 2
+    assert "which holds another: learning_rate 0.001 there, 0.002 here" in capsys.readouterr().err
+    assert main(command(start, out, "--no_resume")) == 2
+    assert "which holds a run; delete it" in capsys.readouterr().err
+    assert (out / "result.json").read_text() == before
+
+
+def test_a_finished_run_is_made_longer_where_its_schedule_allows(start, tmp_path, capsys):
+    for schedule, status in (("constant", 0), ("cosine", 1)):
+        out = tmp_path / schedule
+        more = ["--schedule", schedule, "--warmup", "2", "--save_steps", "5"]
+        assert main(command(start, out, *more)) == 0
+        assert main(command(start, out, *more, steps="13")) == status
+        if status == 0:
+            assert result(out)["steps"] == 13
+            assert result(out)["seconds_cover"] == "steps 11 to 13"
+    assert "Only a constant schedule" in capsys.readouterr().err
+
+
+def test_too_little_text_is_said_with_numbers(start, tmp_path, capsys):
+    assert main(command(start, tmp_path / "out", "--length_sweep", "100")) == 1
+    assert "expected at least length * count" in capsys.readouterr().err
