@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: help demo test test-all bench check format sanitize race triton-versions build clean
+.PHONY: help demo test test-all bench check format sanitize race triton-versions llama-cpp \
+	real-run build clean
 
 help:
 	@echo "make demo      pretrain with RoPE, drop it, recalibrate, evaluate at 1x to 16x (report/)"
@@ -17,6 +18,8 @@ help:
 	@echo "make sanitize  kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make race      emulated CUDA kernels under many random schedules, races reported"
 	@echo "make triton-versions  the tests of the Triton kernels with later versions of Triton"
+	@echo "make llama-cpp compiles llama.cpp and runs our exports through it"
+	@echo "make real-run  SmolLM2-135M recalibrated and measured, as in docs/results.md"
 
 demo: build
 	$(BIN)/drope demo
@@ -73,6 +76,12 @@ race: $(VENV)/stamp-install
 
 triton-versions: build
 	tools/triton_versions.sh $(BIN)/python
+
+llama-cpp: build
+	tools/llama_cpp.sh $(BIN)/python
+
+real-run: build
+	tools/real_run.sh $(BIN)/python
 
 clean:
 	rm -rf build dist *.egg-info drope_kernels/_C*.so $(VENV)/stamp-install
