@@ -51,6 +51,15 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Products this small take a hundred times as long when two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def emulated_backends() -> dict[str, EmulatedBackend]:
     """The CUDA kernels on emulated devices, built once: by the names of the backends."""

@@ -78,6 +78,11 @@ def build(family: str, **changes: Any) -> Any:
     return model
 
 
+def dropped(family: str, beta: float = 1.0, **changes: Any) -> Any:
+    """Such a model without positions, at a temperature."""
+    return hf.set_temperature(hf.drop_positions(build(family, **changes)), beta)
+
+
 def copied(model: Any) -> Any:
     """A model of its own with the same weights."""
     return copy.deepcopy(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,10 @@ from transformers import (
 
 from drope_kernels import hf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = {"all layers": None, "first layer": [0], "last layer": [1]}
 PADDED = {"input_ids": tokens(), "attention_mask": padding(left=8)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -148,6 +143,59 @@ def test_temperature(stock: Any, attention: str) -> None:
     hf.set_temperature(model, 1.0)
     close("logits", logits(model), logits(stock))
     assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("attention", ["eager", "fused rotation"])
+def test_pickled_for_another_process(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose module of the family still has its own apply_rotary_pos_emb."""
+    model = hf.drop_positions(with_attention(build("llama"), attention), [1])
+    expected, content = logits(model), pickle.dumps(model)
+    module = sys.modules[type(model).__module__]
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb.__wrapped__)
+    assert torch.equal(logits(pickle.loads(content)), expected)
+
+
+def test_other_frequencies_beside_a_temperature() -> None:
+    """What the config says of a rotation that is there holds, not what was recorded earlier."""
+    config = hf.set_temperature(build("llama"), 1.2).config
+    config.rope_parameters = YARN
+    model = hf.set_temperature(AutoModelForCausalLM.from_config(config), 1.3)
+    assert model.config.rope_parameters["rope_type"] == "yarn"
+    assert hf.restore_positions(model).config.rope_parameters["rope_type"] == "yarn"
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({}, lambda model: hf.drop_positions(model, [0])),
+        ({}, lambda model: hf.drop_positions(model, qk_norm="head")),
+        ({}, lambda model: hf.set_temperature(model, 1.2)),
+        ({"rope_parameters": YARN}, hf.drop_positions),
+    ],
+)
+def test_a_record_that_nobody_applied(options: dict[str, Any], change: Any) -> None:
+    """As `from_pretrained` of transformers leaves it."""
+    config = change(build("llama", **options)).config
+    for fused in (False, True):
+        with pytest.raises(ValueError, match=r"as transformers itself loads it; load it with"):
+            hf.use_kernels(AutoModelForCausalLM.from_config(config), fused_rotation=fused)
+    if config.drope["qk_norm"] is not None:  # weights that transformers did not load
+        with pytest.raises(ValueError, match=r"got a model without them; load it with"):
+            hf.restore_positions(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_whole_drop_that_transformers_loads(stock: Any) -> None:
+    """It loses nothing, and may compute with the kernels."""
+    dropped = hf.drop_positions(copied(stock))
+    loaded = AutoModelForCausalLM.from_config(dropped.config).eval()
+    loaded.load_state_dict(dropped.state_dict())
+    close("logits", logits(hf.use_kernels(loaded, fused_rotation=True)), logits(dropped))
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"transformers is missing: pip install 'drope_kernels\["):
+        importlib.reload(hf)
 
 
 def test_frequencies_that_the_kernel_cannot_know() -> None:

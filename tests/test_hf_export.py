@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hf_models import FAMILIES, build, copied, tokens
+from hf_models import FAMILIES, build, copied, dropped, tokens
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 from drope_kernels import LogScale, hf
-from drope_kernels.hf.verify import VerificationError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BETA = 1.3
 TOLERANCE = 1e-5  # of the largest logit: another order of float32 products
@@ -37,19 +37,6 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def dropped(family: str, beta: float = 1.0, **changes: Any) -> Any:
-    return hf.set_temperature(hf.drop_positions(build(family, **changes)), beta)
 
 
 def stock(path: Path, **options: Any) -> Any:
@@ -262,87 +249,6 @@ def test_no_way_back_from_a_folded_temperature(tmp_path: Path) -> None:
     assert not config_of(again)["drope"]["export"]["restorable"]
 
 
-# ---- whole or not at all -------------------------------------------------------------------------
-def contents(folder: Path) -> dict[str, bytes]:
-    return {x.name: x.read_bytes() for x in folder.iterdir()}
-
-
-def test_a_bad_checkpoint_never_replaces_a_good_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = hf.export(dropped("llama"), tmp_path / "out")
-    good = contents(path)
-    monkeypatch.setattr(PreTrainedModel, "load_state_dict", _zeros_loaded)
-    with pytest.raises(VerificationError, match="FAILED  float32   error") as caught:
-        hf.export(dropped("llama"), path)
-    assert not caught.value.report.passed
-    assert contents(path) == good
-    assert [x.name for x in tmp_path.iterdir()] == ["out"]
-
-
-def _zeros_loaded(model: Any, state: dict[str, Tensor], **options: Any) -> Any:
-    zeros = {name: torch.zeros_like(x) for name, x in state.items()}
-    return torch.nn.Module.load_state_dict(model, zeros, **options)
-
-
-def test_a_full_disk_leaves_the_old_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = hf.export(dropped("llama"), tmp_path / "out", verify=False)
-    good = contents(path)
-
-    def run_out(model: Any, folder: Path, **options: Any) -> None:
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", run_out)
-    with pytest.raises(OSError, match="No space left"):
-        hf.export(dropped("llama", BETA), path)
-    assert contents(path) == good
-    assert [x.name for x in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_export_comes_back_when_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = hf.export(dropped("llama"), tmp_path / "out", verify=False)
-    good, rename = contents(path), Path.rename
-
-    def refuse_the_new_one(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
-    with pytest.raises(PermissionError, match="Permission denied"):
-        hf.export(dropped("llama", BETA), path, verify=False)
-    assert contents(path) == good
-    assert [x.name for x in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = hf.export(dropped("llama"), tmp_path / "out", verify=False)
-    (path / "tokenizer.json").write_text("{}")
-    hf.export(dropped("qwen3"), path, verify=False)
-    assert config_of(path)["model_type"] == "qwen3"
-    assert not (path / "tokenizer.json").exists()
-    assert [x.name for x in tmp_path.iterdir()] == ["out"]
-
-
-def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
-    live = dropped("llama")
-    trained = tmp_path / "trained"
-    hf.load_model(hf.export(live, tmp_path / "out", verify=False)).save_pretrained(trained)
-    run = hf.export(live, tmp_path / "run", verify=False)
-    (run / "checkpoint-10").mkdir()
-    file = tmp_path / "file"
-    file.write_text("text")
-    for path in (trained, run, file):
-        with pytest.raises(ValueError, match="something else in it"):
-            hf.export(live, path)
-    (tmp_path / "empty").mkdir()
-    hf.export(live, tmp_path / "empty", verify=False)
-
-
 # ---- refusals ------------------------------------------------------------------------------------
 def test_bad_requests(tmp_path: Path) -> None:
     out, live = tmp_path / "out", dropped("llama")
@@ -354,6 +260,8 @@ def test_bad_requests(tmp_path: Path) -> None:
         hf.export(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)), out)
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM, got a LlamaModel"):
         hf.export(live.model, out)
+    with pytest.raises(NotImplementedError, match=r"Parameter of torch\.float64; load"):
+        hf.export(copied(live).double(), out)
     adapted, quantised, offloaded = (copied(live) for _ in range(3))
     adapted.peft_config = {"default": object()}
     with pytest.raises(NotImplementedError, match="with adapters or wrapped; merge them"):

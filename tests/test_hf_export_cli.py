@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from drope_kernels import hf
 from drope_kernels.cli import main
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -55,7 +47,9 @@ def test_export(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"wrote {out}, a llama" in printed
     config = json.loads((out / "config.json").read_text())
     assert (config["dtype"], config["max_position_embeddings"]) == ("bfloat16", 4096)
-    assert config["drope"]["export"]["source"] == str(source)
+    assert config["drope"]["export"]["source"] == source.name
+    for file in out.iterdir():  # nothing tells where on this machine it was made
+        assert str(tmp_path).encode() not in file.read_bytes()
     assert hf.load_tokenizer(out)("b a")["input_ids"] == [2, 1]
     with torch.no_grad():
         live = hf.set_temperature(hf.drop_positions(hf.load_model(source)), beta)
@@ -84,12 +78,24 @@ def test_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert f"{source}: NOT position-free" in capsys.readouterr().out
 
 
+def test_check_of_a_broken_directory(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "model.safetensors").write_bytes(b"half")
+    assert export("--check", source) == 2
+    assert "expected whole weights" in capsys.readouterr().err
+    (source / "model.safetensors").unlink()
+    assert export("--check", source) == 1
+    error = capsys.readouterr().err
+    assert "no file named model.safetensors" in error
+    assert "was not written" not in error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "expected SOURCE and OUT, or --check DIR"),
         (["SOURCE"], "expected SOURCE and OUT"),
-        (["--check", "SOURCE", "OUT"], "--check: expected no other directory"),
+        (["--check", "SOURCE", "OUT"], "--check: expected nothing else"),
+        (["--check", "SOURCE", "--engine", "vllm"], "--check: expected nothing else"),
         (["SOURCE", "OUT"], "call drop_positions first"),
         (["OUT", "SOURCE"], "expected a directory with config.json or a .gguf file"),
         (["SOURCE", "SOURCE", "--drop"], "something else in it; choose another"),

@@ -17,19 +17,17 @@ from transformers.utils import logging
 
 from drope_kernels import hf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EAGER = {"attn_implementation": "eager"}
 WITHOUT_NORMS = ("llama", "qwen2", "mistral")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_progress_bars() -> Iterator[None]:
     logging.disable_progress_bar()
     yield
     logging.enable_progress_bar()
-    torch.set_num_threads(before)
 
 
 def trained(model: Any) -> Any:
@@ -217,6 +215,15 @@ def test_norms_that_are_refused() -> None:
     assert torch.equal(logits(hf.drop_positions(model, [0], "full")), logits(before))
 
 
+def test_weights_of_other_shapes_are_an_error(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["intermediate_size"] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"the shapes that config\.json .* says, got .*mlp"):
+        hf.load_model(tmp_path)
+
+
 def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     model = trained(hf.drop_positions(build("llama"), qk_norm="full"))
     for name in ("model.layers.1.self_attn.k_norm.weight", "model.norm.weight"):
@@ -226,6 +233,23 @@ def test_missing_weights_are_an_error(tmp_path: Path) -> None:
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match=f"1 are missing, {name} among them"):
             hf.load_model(tmp_path)
+
+
+def test_weights_cut_short_are_an_error(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    for size in (0, 5, len(content) - 1):
+        file.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"expected whole weights in .*; copy it again"):
+            hf.load_model(tmp_path)
+
+
+def test_norms_that_the_config_does_not_tell_of(tmp_path: Path) -> None:
+    hf.drop_positions(build("llama"), qk_norm="head").save_pretrained(tmp_path)
+    hf.drop_positions(build("llama")).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"got model\.layers\.0\.self_attn\.k_norm\.weight; take"):
+        hf.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

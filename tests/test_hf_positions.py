@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +26,8 @@ from hf_models import (
 
 from drope_kernels import hf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = {"all layers": None, "first layer": [0], "last layer": [1]}
 INPUTS = {
     "plain": {"input_ids": tokens()},
@@ -34,15 +35,6 @@ INPUTS = {
     "packed": {"input_ids": tokens(1), "position_ids": packed([5, 1, 13]), "use_cache": False},
     "shifted": {"input_ids": tokens(), "position_ids": torch.arange(19)[None] + 70},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -185,7 +177,10 @@ def test_gradient_checkpointing(attention: str, qk_norm: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("family", "attention", "qk_norm"),
-    [("llama", "sdpa", "full"), ("gemma3", "fused rotation", None)],
+    [
+        ("llama", "sdpa", "full"),
+        pytest.param("gemma3", "fused rotation", None, marks=pytest.mark.slow),
+    ],
 )
 def test_compiled(family: str, attention: str, qk_norm: str | None) -> None:
     """fullgraph=True; code compiled before a change of layers is not run after it."""

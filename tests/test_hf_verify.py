@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hf_models import FAMILIES, build, copied, tokens
+from hf_models import FAMILIES, build, copied, dropped, tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drope_kernels import LogScale, hf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BETA = 1.3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take a hundred times as long when two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def dropped(family: str, beta: float = 1.0, **changes: Any) -> Any:
-    return hf.set_temperature(hf.drop_positions(build(family, **changes)), beta)
 
 
 def edit_config(path: Path, edit: Callable[[Any], None]) -> None:

@@ -86,11 +86,16 @@ def _settle_logits(decoder: Any, beta: float) -> None:
 
 def check_applied(model: Any, decoder: Any) -> None:
     """ValueError where a config tells of what transformers, which loaded the model, did not do."""
-    state, attentions = DropState.from_config(decoder.config), [x.self_attn for x in decoder.layers]
-    partial = 0 < len(state.dropped_layers) < len(attentions)
-    if not (partial or state.qk_norm is not None or state.temperature != 1.0):
+    config, layers = decoder.config, decoder.layers
+    state = DropState.from_config(config)
+    if state.is_stock or hasattr(layers[0].self_attn, "stock_scaling"):
         return
-    if not hasattr(attentions[0], "stock_scaling"):
+    before = _rebuilt(
+        stock_rotary(decoder), config, state.rope_parameters or config.rope_parameters
+    )
+    lost = any(attention_factor(before, x) != 1.0 for x in layer_types(decoder))
+    whole = len(state.dropped_layers) == len(layers) and state.qk_norm is None
+    if lost or not whole or state.temperature != 1.0:
         raise ValueError(
             "model: expected positions, norms and temperature as its config.drope tells, got a "
             f"{type(model).__name__} as transformers itself loads it; load it with "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -167,6 +168,10 @@ def export_model(
                 raise VerificationError(verification)
         seal(partial)
         _put_in_place(partial, path)
+    except SafetensorError as error:
+        raise OSError(
+            f"{path}: could not be written ({error}); nothing of it is left: make room there"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ExportResult(path, config, folding, verification)
@@ -318,25 +323,25 @@ def _multiplied_logits(source: Any, beta: float) -> Iterator[None]:
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
-    """Renames a finished directory to its name; what had the name goes away last."""
-    if not path.exists():
-        partial.rename(path)
-        return
+    """Renames a finished directory to its name; an earlier export there goes away last."""
     old = _set_aside(path)
-    path.rename(old)
+    if path.exists() and any(path.iterdir()):
+        if old.exists():  # of a process that was killed when it had replaced it
+            shutil.rmtree(old)
+        path.rename(old)
     try:
         partial.rename(path)
     finally:
         _recover(path)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _recover(path: Path) -> None:
-    """Gives an export that was being replaced its name back, or removes it once it is replaced."""
+    """Gives an earlier export its name back where nothing has taken its place."""
     old = _set_aside(path)
     if old.exists() and not path.exists():
         old.rename(path)
-    elif old.exists():
-        shutil.rmtree(old)
 
 
 def _set_aside(path: Path) -> Path:

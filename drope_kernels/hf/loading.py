@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -51,7 +52,7 @@ def load_model(
             )
         return load_gguf_model(path, dtype=dtype)
     trust = from_pretrained_options.get("trust_remote_code", False)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
+    config = read_config(path, trust_remote_code=trust)
     state = DropState.from_config(config)
     model_class = AutoModelForCausalLM
     if state.qk_norm is not None:
@@ -62,6 +63,7 @@ def load_model(
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_weights` names them
             **from_pretrained_options,
         )
     except SafetensorError as error:
@@ -77,21 +79,50 @@ def load_model(
     return model
 
 
+def read_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a model's directory or .gguf file.
+
+    Raises:
+        FileNotFoundError: no such directory or file, or no config.json in it.
+        ValueError: a config.json that is no model's, such as one with half of a RoPE scaling.
+    """
+    path = _existing(source)
+    if path.suffix == ".gguf":
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ValueError(
+            f"source: expected a config.json that transformers reads in {path}, got "
+            f"{error.args[0] if error.args else error}; mend it"
+        ) from error
+
+
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer beside a model, or inside a .gguf file.
 
     Raises:
         FileNotFoundError: no such directory or file, or no tokenizer in it.
+        ValueError: one that cannot be read.
     """
     path = _existing(source)
     if path.suffix == ".gguf":
         return load_gguf_tokenizer(path)
+    read_config(path)  # transformers reads it too, and its mistakes are none of the tokenizer's
     if not any((path / name).exists() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(
             f"source: expected a tokenizer in {path} ({', '.join(_TOKENIZER_FILES)}), got none; "
             "save the model's tokenizer there with save_pretrained"
         )
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"source: expected a tokenizer that transformers reads in {path}, got "
+            f"{type(error).__name__}: {error}; copy its files again"
+        ) from error
 
 
 def _existing(source: str | Path) -> Path:
@@ -107,6 +138,11 @@ def _existing(source: str | Path) -> Path:
 
 
 def _check_weights(path: Path, model: Any, report: dict[str, Any]) -> None:
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"source: expected weights of the shapes that config.json in {path} says, got "
+            f"{tuple(found)} for {tuple(expected)}, {name}; take both from the same save"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
