@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drope_kernels.evaluate import (
+    MeanLoss,
     NeedleTask,
     Proportion,
     SplitModel,
@@ -28,6 +30,7 @@ from drope_kernels.evaluate import (
     text_windows,
     window_losses,
 )
+from drope_kernels.evaluate.verdicts import loss_verdict
 from drope_kernels.rope import Rope
 
 TEXT_TOKENS = 20  # ids below it are text; names follow, then values
@@ -221,24 +224,40 @@ def test_loss_differences_are_paired():
         a.minus(mean_loss(torch.ones(2, 1)))
 
 
+def test_few_windows_say_little():
+    """A difference of three standard errors, in 3 windows and in 7."""
+
+    def said(count):
+        ours = [1.0 + 0.01 * (i % 2) for i in range(count)]
+        other = MeanLoss(tuple(ours), 4)
+        difference = MeanLoss(tuple(0.001 * i for i in range(count)), 4)
+        by = 3 * difference.stderr - difference.mean
+        shifted = zip(ours, difference.per_window, strict=True)
+        losses = {"a": MeanLoss(tuple(x + y + by for x, y in shifted), 4), "b": other}
+        return loss_verdict("Loss", losses, "a", ["b"])
+
+    assert "not separated from b" in said(3)
+    assert "WORSE than b" in said(7)
+
+
 def test_split_model_gives_the_same_numbers_in_chunks(monkeypatch):
-    monkeypatch.setattr("drope_kernels.evaluate.model_calls.LOSS_CHUNK", 7)
+    monkeypatch.setattr("drope_kernels.evaluate.model_calls.LOSS_CHUNK", 28)
     torch.manual_seed(0)
     embedding, head = torch.nn.Embedding(VOCAB, 12), torch.nn.Linear(12, VOCAB)
     whole = torch.nn.Sequential(embedding, head)
     widest = []
 
     def measured_head(states):
-        widest.append(states.shape[1])
+        widest.append(states.shape[:2].numel())
         return head(states)
 
     split = SplitModel(embedding, measured_head)
     windows = text_windows(text_of(400), 50, 4)
     torch.testing.assert_close(window_losses(split, windows), window_losses(whole, windows))
-    assert max(widest) == 7
+    assert max(widest) == 28  # of the 4 rows together
     cases = task_of(2).cases(text_of(300), 50, 10, seed=0)
     assert score_needles(split, cases) == score_needles(whole, cases)
-    assert widest[-1] == 1
+    assert widest[-1] == 10  # one token of each case
 
 
 def test_edges_are_log_spaced():
@@ -255,7 +274,15 @@ def test_temperature_fits_find_known_optima():
         return (beta - 1.37) ** 2
 
     assert fit_temperature(loss, tolerance=0.001) == pytest.approx(1.37, abs=0.001)
-    assert len(calls) < 20
+    assert len(calls) < 9  # golden section needs 17
+    for at in (0.81, 1.0, 1.6, 2.2):
+        for shape in (lambda x: abs(x) ** 1.5, lambda x: math.log1p(abs(x)), lambda x: x**4 + x**2):
+            shifted = partial(lambda shape, at, beta: shape(beta - at), shape, at)
+            beta = fit_temperature(shifted, tolerance=0.02)
+            assert beta == pytest.approx(at, abs=0.021)
+    wall = fit_temperature(lambda beta: math.inf if beta > 1.1 else (beta - 1) ** 2)
+    assert wall == pytest.approx(1.0, abs=0.01)
+    assert fit_temperature(lambda beta: beta) == pytest.approx(0.8, abs=0.02)
     betas = {64: 5.0, 128: 1 + 0.3 * math.log(2), 256: 1 + 0.3 * math.log(4)}
     assert fit_log_slope(betas, train_length=64) == pytest.approx(0.3)
 

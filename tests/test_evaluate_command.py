@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -78,6 +79,8 @@ def place(tmp_path_factory):
             content = members.extractfile(member).read()[:8000]
             (place / f"text{index}.txt").write_bytes(content)
     (place / "short.txt").write_text("Too short.")
+    (place / "broken").mkdir()
+    (place / "broken" / "config.json").write_text("{")
     return place
 
 
@@ -136,16 +139,10 @@ def test_compared_models_read_the_same(place, tmp_path):
         "free: position-free, fitted temperature",
         "control: RoPE as is",
         "control: RoPE + YaRN",
-        "control: dropped, fitted temperature",
         "again: RoPE as is",
         "again: RoPE + YaRN",
-        "again: dropped, fitted temperature",
     ]
     assert rows["control: RoPE as is"] == rows["again: RoPE as is"]
-    assert (
-        rows["free: position-free, fitted temperature"]
-        == rows["control: dropped, fitted temperature"]
-    )
     assert found["caveats"][0].startswith("Control: control (4096 tokens), RoPE kept")
     assert found["findings"][0].count("control: RoPE as is") == 1
     assert not (out / "retrieval.png").exists()
@@ -186,6 +183,8 @@ def test_methods_lengths_and_attention_are_those_asked_for(place, tmp_path):
         for length in ("64", "256"):
             mean = stock["text_loss"][length]["mean"]
             assert ours["text_loss"][length]["mean"] == pytest.approx(mean, rel=2e-2)
+    said = "rope: its config allows 128 positions, so that RoPE beyond 64 tokens need not be"
+    assert any(said in sentence for sentence in found["eager"]["caveats"])
     settings = found["eager"]["settings"]
     assert (settings["attention"], settings["dtype"]) == ("eager", "bfloat16")
     assert settings["train_length"] == 64
@@ -194,20 +193,27 @@ def test_methods_lengths_and_attention_are_those_asked_for(place, tmp_path):
 def test_a_report_says_what_control_it_has():
     def plan(positions, tokens):
         name = f"{positions} {tokens}"
-        return ModelPlan(name, Path(name), positions, ("as_is",), {}, False, tokens)
+        return ModelPlan(name, Path(name), positions, ("as_is",), {}, 4, False, tokens)
 
     def said(*plans):
         inputs = SweepData((4,), {}, torch.zeros(2, 4, dtype=torch.int64), 1)
         return caveats([], plans, InputChoice(), Inputs(inputs, inputs, 9, 1), {})[0]
 
     assert said(plan("rope", None)).startswith("No row was recalibrated")
-    assert said(plan("position-free", 5)).startswith("No control")
     for tokens in (None, 4):  # the original, or another budget
         sentence = said(plan("position-free", 5), plan("rope", tokens))
-        assert f"Rows with RoPE kept: rope {tokens}. By what the configs record none" in sentence
+        assert sentence.startswith("No control of position-free 5: by what")
     sentence = said(plan("position-free", 5), plan("rope", None), plan("rope", 5))
-    assert sentence.startswith("Control: rope 5 (5 tokens), RoPE kept")
-    assert said(plan("position-free", None), plan("rope", None)).startswith("Rows with RoPE kept")
+    assert sentence.startswith("Control: rope 5 (5 tokens), RoPE kept, trained on as many tokens")
+    assert "No control" not in sentence
+    sentence = said(plan("position-free", 5), plan("partly dropped", 6), plan("rope", 5))
+    assert "as many tokens as position-free 5, by" in sentence
+    assert "No control of partly dropped 6" in sentence
+    sentence = said(plan("position-free", None), plan("rope", None))
+    assert sentence.startswith("No control of position-free None")
+    assert sentence.endswith(
+        "Whether position-free None learned without positions is not recorded."
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,12 +221,14 @@ def test_a_report_says_what_control_it_has():
     [
         (["nowhere"], "expected a directory with config.json or a .gguf file, got nowhere"),
         (["{bare}"], "source: expected a tokenizer in"),
+        (["{broken}"], "not a valid JSON file"),
         (["{rope}", "--methods", "yarm"], "methods: expected as_is, .*did you mean yarn"),
         (["{rope}", "--tasks", "multikey"], "tasks: expected single, .*did you mean multi-key"),
         (["{free}", "--methods", "as_is,pi"], "no model can be measured with pi .*position-free"),
         (["{free}", "--methods", "dropped"], "no model can be measured with dropped"),
         (["{rope}", "--methods", "yarn", "--lengths", "1x"], "no length exceeds the training"),
         (["{rope}", "--lengths", "1x,3y"], "lengths: expected whole numbers of tokens"),
+        (["{rope}", "--lengths", "4,8"], "lengths: expected 16 tokens or more as the greatest"),
         (["{rope}", "--lengths", "3x,4x"], "expected divisors of the greatest one"),
         (["{rope}", "--lengths", "1x,512x"], r"at least 655360 tokens \(8 windows of 65536"),
         (["{rope}", "--tasks", "multi-key", "--lengths", "0.5x,1x"], "tokens for needles and"),
@@ -241,7 +249,7 @@ def test_refusals_come_before_weights(place, tmp_path, monkeypatch, capsys, word
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(run_module, "load_model", loaded)
-    names = {name: place / name for name in ("rope", "free", "bare", "other")}
+    names = {name: place / name for name in ("rope", "free", "bare", "other", "broken")}
     words = [word.format(place=place, **names) for word in words]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
     assert evaluate(place, *words, *out) == BAD_ARGUMENTS
@@ -254,7 +262,7 @@ def test_refusals_come_before_weights(place, tmp_path, monkeypatch, capsys, word
 def test_a_missing_package_is_named(place, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert evaluate(place, str(place / "rope")) == BAD_ARGUMENTS
-    assert "pip install 'drope_kernels[hf,train,eval]'" in capsys.readouterr().err
+    assert "pip install 'drope_kernels[eval]'" in capsys.readouterr().err
 
 
 def test_text_that_cannot_be_read_is_refused(place, tmp_path, capsys):
@@ -268,18 +276,66 @@ def test_text_that_cannot_be_read_is_refused(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt(), INTERRUPTED), (RuntimeError("no room"), FAILED)]
 )
-def test_a_failed_run_leaves_the_old_report(place, tmp_path, monkeypatch, capsys, error, status):
+def test_a_failed_run_leaves_the_old_report_and_its_rows(
+    place, tmp_path, monkeypatch, capsys, error, status
+):
     out = tmp_path / "report"
-    words = [str(place / "rope"), "--methods", "as_is", "--tasks", "none", "--lengths", "1x"]
-    words += [*QUICK, "--out", str(out)]
+    words = [str(place / "rope"), "--methods", "as_is,dropped", "--tasks", "none"]
+    words += ["--lengths", "1x", *QUICK, "--out", str(out)]
     assert evaluate(place, *words) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    whole = json.loads(before["report.json"])
+    measure = run_module.measure_model
 
-    def broken(*_, **__):
-        raise error
+    def broken(num_rows):
+        def rows(*given):
+            yield from itertools.islice(measure(*given), num_rows)
+            raise error
 
-    monkeypatch.setattr(run_module, "measure_model", broken)
+        return rows
+
+    monkeypatch.setattr(run_module, "measure_model", broken(0))
+    assert evaluate(place, *words) == status
+    assert "was not touched, no row was kept" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    monkeypatch.setattr(run_module, "measure_model", broken(1))
     assert evaluate(place, *words) == status
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
-    assert "was not touched" in capsys.readouterr().err
+    kept = tmp_path / "report-unfinished"
+    assert f"the rows measured before are in {kept}/" in capsys.readouterr().err
+    found = json.loads((kept / "report.json").read_text())
+    assert found["rows"] == whole["rows"][:1]
+    expected = "The evaluation was not finished. Rows that are missing: dropped."
+    assert found["findings"] == [expected]
+
+
+def test_frequencies_stay_exact_in_16_bits(place, tmp_path, monkeypatch):
+    found = []
+
+    def frequencies(plan, model, conditions):
+        found.append(model.get_decoder().rotary_emb.inv_freq)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(run_module, "measure_model", frequencies)
+    words = [str(place / "rope"), "--dtype", "bfloat16", "--tasks", "none", *QUICK]
+    assert evaluate(place, *words, "--out", str(tmp_path / "report")) == FAILED
+    stock = build("llama", max_position_embeddings=TRAIN).get_decoder().rotary_emb.inv_freq
+    assert torch.equal(found[0], stock)
+
+
+def test_each_model_is_scaled_from_its_own_training_length(place, tmp_path):
+    longer = build("llama", vocab_size=VOCABULARY, max_position_embeddings=2 * TRAIN)
+    source = save(longer, tmp_path / "Llama-3.2-long")
+    out = tmp_path / "report"
+    words = [str(place / "free"), "--compare", source, "--tasks", "none", "--windows", "2"]
+    words += ["--lengths", "1x,2x", "--tokenizer", str(place / "rope"), "--out", str(out)]
+    assert evaluate(place, *words) == 0
+    found = json.loads((out / "report.json").read_text())
+    assert [row["name"] for row in found["rows"]][2:] == ["Llama-3.2-long: RoPE as is"]
+    said = " ".join(found["caveats"])
+    assert f"Llama-3.2-long was trained at {2 * TRAIN} tokens" in said
+    assert "Llama-3.2-long has no row for yarn: no length exceeds" in said
+    assert "`dropped` takes" not in said  # no such row
+    command = found["settings"]["command"]
+    assert "--tokenizer rope" in command
+    assert str(place) not in command

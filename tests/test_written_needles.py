@@ -78,6 +78,25 @@ def test_a_reader_is_right(tokenizer, text, task):
     assert {seed: score.trials for seed, score in scores.by_seed().items()} == {3: 2, 4: 2}
 
 
+@pytest.mark.parametrize("task", ["single", "multi-value"])
+def test_cases_are_read_in_batches_of_bounded_size(tokenizer, text, task):
+    cases = write_cases(task, tokenizer, text, LENGTH, 5)
+    sizes = []
+
+    class Watched(Reader):
+        def __call__(self, input_ids):
+            sizes.append(input_ids.numel())
+            return super().__call__(input_ids)
+
+    every_other = Watched(tokenizer, lambda answer, text: answer if "1" in answer else "no")
+    together = cases.score(every_other, 2 * (LENGTH + 80))
+    assert LENGTH < max(sizes) <= 2 * (LENGTH + 80)
+    first = len(sizes)
+    assert cases.score(every_other, 1) == together
+    assert len(sizes) - first > first  # one by one
+    assert max(sizes[first:]) < LENGTH + 80
+
+
 @pytest.mark.parametrize("task", WRITTEN_TASKS)
 def test_one_wrong_digit_or_letter_is_wrong(tokenizer, text, task):
     cases = write_cases(task, tokenizer, text, LENGTH, 2)
@@ -138,6 +157,7 @@ def test_cases_repeat_with_the_seed_and_avoid_numbers_of_the_text(tokenizer, tex
     avoiding = write_cases("multi-query", tokenizer, text, LENGTH, 2, taken=frozenset(drawn))
     assert not drawn & {number for case in avoiding.cases for number in case.writing.wanted}
     assert numbers_in(TEXT) == {"1234567"}
+    assert numbers_in("of 12345678.") == {"1234567", "2345678"}
 
 
 def test_prompts_begin_with_the_given_token(tokenizer, text):

@@ -36,7 +36,7 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     add("--seeds", default="0", help="of the cases, as in 0,1,2 (default: 0)")
     add("--depths", default="0,0.25,0.5,0.75,1", help="of the asked needle, in [0, 1]")
     add("--windows", type=int, default=8, help="of text, of the greatest length (default: 8)")
-    add("--last-targets", type=int, default=256, help="same at every length (default: 256)")
+    add("--last-targets", type=int, default=256, help="<= half the least length (default: 256)")
     add("--attention", choices=("kernels", "sdpa", "eager"), default="kernels")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--device", help="default: cuda where there is a GPU, else cpu")
@@ -55,7 +55,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         from drope_kernels.evaluate.run import evaluate, prepare
     except ImportError as error:
         return _fail(
-            f"{error.name or error} is missing: pip install 'drope_kernels[hf,train,eval]'",
+            f"{error.name or error} is missing: pip install 'drope_kernels[eval]'",
             BAD_ARGUMENTS,
         )
     console = Console(stderr=True)
@@ -63,21 +63,27 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         evaluation = _evaluation(arguments)
         with EvaluationProgress(console) as progress:
             prepared = prepare(evaluation, arguments.out, progress)
-    except (ValueError, TypeError, FileNotFoundError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         return _fail(str(error), BAD_ARGUMENTS)
     except KeyboardInterrupt:
         return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
     try:
         with EvaluationProgress(console) as progress:
             report = evaluate(prepared, arguments.out, _command(arguments), progress)
-    except (ValueError, NotImplementedError, OSError, RuntimeError) as error:
-        return _fail(f"{error}; {arguments.out} was not touched", FAILED)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
+    except (ValueError, NotImplementedError, OSError, RuntimeError, MemoryError) as error:
+        return _fail(f"{error or 'out of memory'}; {_kept(error, arguments.out)}", FAILED)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted; {_kept(error, arguments.out)}", INTERRUPTED)
     shown = Console()
     print_report(report, shown if shown.is_terminal else Console(width=130))
     print(f"everything is in {arguments.out}/")
     return 0
+
+
+def _kept(error: BaseException, out: Path) -> str:
+    """What is left of an evaluation that did not end, as `evaluate` noted it."""
+    notes = getattr(error, "__notes__", ["no row was kept"])
+    return f"{out} was not touched, {notes[-1]}"
 
 
 def _evaluation(arguments: argparse.Namespace) -> Any:
@@ -120,7 +126,8 @@ def _named(word: str) -> tuple[str, Path]:
     """PATH or PATH:NAME; a path that exists is one, whatever it contains."""
     path, colon, name = word.rpartition(":")
     if not colon or Path(word).exists() or "/" in name:
-        return Path(word).absolute().stem or word, Path(word)
+        path = word
+        name = Path(word).absolute().name.removesuffix(".gguf")
     return name, Path(path)
 
 
@@ -135,7 +142,7 @@ def _numbers(argument: str, text: str, kind: type[int] | type[float]) -> list[An
 
 def _command(arguments: argparse.Namespace) -> str:
     """What repeats the run, for the report: every choice but the folder; names, not folders."""
-    words = ["drope evaluate", Path(arguments.model).name]
+    words = ["drope evaluate", shlex.quote(Path(arguments.model).name)]
     for name, value in vars(arguments).items():
         if name in ("command", "rest", "run", "model", "out") or value is None or value == []:
             continue
@@ -145,7 +152,8 @@ def _command(arguments: argparse.Namespace) -> str:
         elif name == "compare":
             words += [f"{option} {shlex.quote(Path(word).name)}" for word in value]
         else:
-            words.append(f"{option} {shlex.quote(str(value))}")
+            shown = value.name if isinstance(value, Path) else str(value)
+            words.append(f"{option} {shlex.quote(shown)}")
     return " ".join(words)
 
 

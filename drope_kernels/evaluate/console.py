@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from drope_kernels.evaluate.report import Report, all_tables
 
@@ -15,7 +16,7 @@ def print_report(report: Report, console: Console) -> None:
         for index, name in enumerate(table.header):
             shown.add_column(name, no_wrap=index == 0, justify="left" if index == 0 else "right")
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(Text, row))  # a model's name is no markup
         console.print(shown)
     for title, sentences in (("Findings", report.findings), ("Caveats", report.caveats)):
         console.print(f"\n[bold]{title}[/bold]")

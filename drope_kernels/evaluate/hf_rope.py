@@ -20,8 +20,9 @@ def scaled_rope(
 
     PI, NTK and YaRN take the factor length / train_length, one for the whole input: the best case
     of each at that length. Dynamic NTK takes longest / train_length at every length, as a config
-    says it once for all, and transformers adapts it to the input. Up to train_length all of them
-    are the model's own rotation. The config is never touched.
+    says it once for all, and the base that transformers adapts to an input of that length; it
+    stays while an answer is generated, as the keys in the cache were turned by it. Up to
+    train_length all of them are the model's own rotation. The config is never touched.
 
     Args:
         model: with the stock rotary embedding, rope_type "default".
@@ -76,29 +77,20 @@ def scaled_config(
         raise ValueError(f"method: expected one of {SCALED_METHODS}, got {method!r}")
     config = copy.deepcopy(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    config.max_position_embeddings = train_length  # what transformers' dynamic type counts from
+    factor, most = length / train_length, longest / train_length
     for layer_type, parameters in _by_type(config.rope_parameters).items():
         if layer_type == LOCAL:
             continue
-        factor = (longest if method == "dynamic NTK" else length) / train_length
-        parameters.update(_parameters(method, factor, train_length, parameters, head_dim))
+        if method == "PI":
+            parameters.update(rope_type="linear", factor=factor)
+        elif method == "YaRN":
+            parameters.update(
+                rope_type="yarn", factor=factor, original_max_position_embeddings=train_length
+            )
+        else:  # a larger base is all that NTK is
+            by = factor if method == "NTK" else most * factor - (most - 1)
+            parameters["rope_theta"] *= by ** (head_dim / (head_dim - 2))
     return config
-
-
-def _parameters(
-    method: ScaledMethod, factor: float, train_length: int, stock: dict[str, Any], head_dim: int
-) -> dict[str, Any]:
-    if method == "PI":
-        return {"rope_type": "linear", "factor": factor}
-    if method == "NTK":  # transformers has no static form: a larger base is all it is
-        return {"rope_theta": stock["rope_theta"] * factor ** (head_dim / (head_dim - 2))}
-    if method == "dynamic NTK":
-        return {"rope_type": "dynamic", "factor": factor}
-    return {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": train_length,
-    }
 
 
 def _by_type(rope_parameters: dict[str, Any]) -> dict[str | None, dict[str, Any]]:

@@ -23,7 +23,7 @@ from drope_kernels.hf.state import DropState
 
 LOWEST, HIGHEST = 0.8, 2.5  # betas that are searched
 TOLERANCE = 0.02
-FIT_CALLS = 12  # of the loss, for one length: golden section from that range to that tolerance
+FIT_CALLS = 10  # of the loss, for one length: as many as that range and tolerance have taken
 
 Settle = Callable[[int], None]
 
@@ -59,41 +59,47 @@ class Conditions:
 
     data: SweepData
     fit_windows: SweepData  # text that no row is measured on
-    train_length: int
     advance: Callable[[str, int], None]  # told what was done, and how many tokens were read for it
     max_tokens: int = DEFAULT_BATCH_TOKENS
 
-    @property
-    def lengths_beyond(self) -> list[int]:
-        return [length for length in self.data.lengths if length > self.train_length]
+    def data_of(self, plan: ModelPlan, method: Method) -> SweepData:
+        """What is measured for a row: up to the training length it may be that of another one."""
+        known = plan.same_within_training(method) is not None
+        return self.data.beyond(plan.train_length) if known else self.data
 
     def num_tokens(self, plan: ModelPlan) -> int:
-        """How many tokens `measure_model` reads."""
-        fit = len(self.lengths_beyond) * FIT_CALLS * self.fit_windows.windows.numel()
-        return len(plan.methods) * sum(self.data.cell_tokens) + fit * plan.fits_temperature
+        """How many tokens `measure_model` reads, at most."""
+        beyond = self.fit_windows.beyond(plan.train_length).cell_tokens
+        fit = FIT_CALLS * sum(beyond)
+        rows = sum(sum(self.data_of(plan, method).cell_tokens) for method in plan.methods)
+        return rows + fit * plan.fits_temperature
 
 
 def measure_model(
     plan: ModelPlan, model: Any, conditions: Conditions
-) -> tuple[list[SweepRow], FittedTemperature | None]:
-    """The rows of a plan, from a transformers model that is left as it came."""
+) -> Iterator[tuple[SweepRow, FittedTemperature | None]]:
+    """The rows of a plan one by one, from a transformers model that is left as it came."""
     parts = decoding_model(model)
-    data, rows, fit = conditions.data, [], None
+    rows: dict[Method, SweepRow] = {}
     for method in plan.methods:
-        name, costs = plan.row(method), iter(conditions.data.cell_tokens)
-        if method == "drope_temperature":
-            fit = fit_model(plan, model, conditions)
+        fit = fit_model(plan, model, conditions) if method == "drope_temperature" else None
+        data, name = conditions.data_of(plan, method), plan.row(method)
+        costs = iter(data.cell_tokens)
+
+        def on_cell(name: str = name, costs: Iterator[int] = costs) -> None:
+            conditions.advance(name, next(costs))
+
         with settled(plan, model, method, conditions, fit) as settle:
 
             def model_at(length: int, settle: Settle = settle) -> LanguageModel:
                 settle(length)
                 return parts
 
-            def on_cell(name: str = name, costs: Iterator[int] = costs) -> None:
-                conditions.advance(name, next(costs))
-
-            rows.append(run_sweep(name, model_at, data, conditions.max_tokens, on_cell))
-    return rows, fit
+            rows[method] = run_sweep(name, model_at, data, conditions.max_tokens, on_cell)
+        known = plan.same_within_training(method)
+        if known is not None:
+            rows[method] = rows[method].and_of(rows[known])
+        yield rows[method], fit
 
 
 def fit_model(plan: ModelPlan, model: Any, conditions: Conditions) -> FittedTemperature:
@@ -102,19 +108,21 @@ def fit_model(plan: ModelPlan, model: Any, conditions: Conditions) -> FittedTemp
     title = f"{plan.name}: fit the temperature"
     betas = {}
     with without_positions(plan, model), temperature(model) as set_beta:
-        for length in conditions.lengths_beyond:
+        for length in conditions.data.beyond(plan.train_length).lengths:
             pieces = conditions.fit_windows.pieces(length)
+            costs = [pieces.numel()] * FIT_CALLS
 
-            def loss_at(beta: float, pieces: Tensor = pieces) -> float:
+            def loss_at(beta: float, pieces: Tensor = pieces, costs: list[int] = costs) -> float:
                 set_beta(beta)
                 losses = window_losses(parts, pieces, conditions.max_tokens)
-                conditions.advance(title, pieces.numel())
+                conditions.advance(title, costs.pop() if costs else 0)
                 loss = float(losses.double().mean())
                 return loss if math.isfinite(loss) else math.inf
 
             betas[length] = fit_temperature(loss_at, LOWEST, HIGHEST, TOLERANCE)
-    slope = fit_log_slope(betas, conditions.train_length)
-    return FittedTemperature(betas, slope, conditions.train_length)
+            conditions.advance(title, sum(costs))  # calls that were not needed
+    slope = fit_log_slope(betas, plan.train_length)
+    return FittedTemperature(betas, slope, plan.train_length)
 
 
 @contextmanager
@@ -128,11 +136,11 @@ def settled(
     """Gives a function that readies the model for inputs of a length; all is undone on leaving."""
     longest = conditions.data.lengths[-1]
     if method in SCALED:
-        with scaled_rope(model, SCALED[method], conditions.train_length, longest) as settle:
+        with scaled_rope(model, SCALED[method], plan.train_length, longest) as settle:
             yield settle
     elif method == "as_is":
         yield _as_it_is
-    elif fit is None or method == "dropped":
+    elif fit is None:
         with without_positions(plan, model):
             yield _as_it_is
     else:

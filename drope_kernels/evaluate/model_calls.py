@@ -15,7 +15,7 @@ from drope_kernels.loss import token_losses
 LanguageModel = Callable[[Tensor], Any]
 
 DEFAULT_BATCH_TOKENS = 8192
-LOSS_CHUNK = 1024  # positions whose float32 log-probabilities exist at one time
+LOSS_CHUNK = 1024  # tokens, of all rows together, whose logits exist at one time
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ def next_token_losses(model: LanguageModel, input_ids: Tensor) -> Tensor:
         else:
             states, head = _logits(model, input_ids), _identity
         losses = []
-        for start in range(0, input_ids.shape[1] - 1, LOSS_CHUNK):
-            stop = min(start + LOSS_CHUNK, input_ids.shape[1] - 1)
+        num_rows, num_targets = input_ids.shape[0], input_ids.shape[1] - 1
+        chunk = max(1, LOSS_CHUNK // num_rows)
+        for start in range(0, num_targets, chunk):
+            stop = min(start + chunk, num_targets)
             targets = input_ids[:, start + 1 : stop + 1].to(states.device)
             losses.append(token_losses(head(states[:, start:stop]), targets))
     return torch.cat(losses, dim=1)

@@ -21,9 +21,14 @@ SCALED: dict[Method, ScaledMethod] = {
     "dynamic_ntk": "dynamic NTK",
     "yarn": "YaRN",
 }
-# Of a compared model, unless methods are named: itself, and what makes the most of it.
-COMPARED: tuple[Method, ...] = ("as_is", "yarn", "drope_temperature")
 Positions = Literal["rope", "partly dropped", "position-free"]
+# Of a compared model, unless methods are named: itself, and what makes the most of it.
+COMPARED: dict[Positions, tuple[Method, ...]] = {
+    "rope": ("as_is", "yarn"),
+    "partly dropped": ("as_is",),
+    "position-free": ("as_is", "drope_temperature"),
+}
+LEAST_LONGEST = 16  # tokens, for two buckets of positions
 NO_ROTATION = 1e29  # a llama3-type factor beyond it turns no channel at any position
 
 
@@ -36,12 +41,23 @@ class ModelPlan:
     positions: Positions
     methods: tuple[Method, ...]
     refused: dict[Method, str]  # methods without a row, and why
+    train_length: int  # tokens
     alone: bool = False  # no other model is in the report
     recalibration_tokens: int | None = None  # as its config records them
+    max_positions: int | None = None  # as its config says
 
     @property
     def fits_temperature(self) -> bool:
         return "drope_temperature" in self.methods
+
+    def same_within_training(self, method: Method) -> Method | None:
+        """Another method of this plan that is the same model up to the training length."""
+        if method == "drope_temperature":
+            other: Method = "dropped" if self.positions == "rope" else "as_is"
+        else:
+            other = "as_is"
+        scales = method in SCALED or method == "drope_temperature"
+        return other if scales and other in self.methods else None
 
     def row(self, method: Method) -> str:
         """What the report calls this model under a method."""
@@ -110,6 +126,10 @@ def parse_lengths(text: str, train_length: int) -> tuple[int, ...]:
             )
         lengths.add(round(length))
     longest = max(lengths)
+    if longest < LEAST_LONGEST:
+        raise ValueError(
+            f"lengths: expected {LEAST_LONGEST} tokens or more as the greatest, got {longest}"
+        )
     if any(longest % length for length in lengths):
         raise ValueError(
             f"lengths: expected divisors of the greatest one, so that all read the same text, got "
@@ -142,30 +162,45 @@ def plan_model(
     source: Path,
     config: Any,
     asked: Sequence[Method] | None,
-    default: Sequence[Method],
-    beyond: bool,
-    alone: bool,
+    train_length: int,
+    longest: int,
+    *,
+    compared: bool = False,
+    alone: bool = True,
 ) -> ModelPlan:
     """The rows of one model: the methods that it can be measured with.
 
     Args:
         asked: methods named by the user; those for models of another kind are left out.
-        default: methods without any named.
-        beyond: whether a length exceeds the training length.
+        train_length: of this model, tokens.
+        longest: the greatest length, tokens.
+        compared: whether another model is the one in question.
         alone: whether no other model is planned.
     """
     positions = positions_of(config)
+    if asked is None:
+        asked = COMPARED[positions] if compared else METHODS
     methods, refused = [], {}
     for method in METHODS:
-        if method not in (default if asked is None else asked):
+        if method not in asked:
             continue
-        why = _refusal(method, config, positions, beyond)
+        why = _refusal(method, config, positions, beyond=longest > train_length)
         if why is None:
             methods.append(method)
         elif why:
             refused[method] = why
-    tokens = _recalibration(config).get("tokens")
-    return ModelPlan(name, source, positions, tuple(methods), refused, alone, tokens)
+    max_positions = getattr(config, "max_position_embeddings", None)
+    return ModelPlan(
+        name,
+        source,
+        positions,
+        tuple(methods),
+        refused,
+        train_length,
+        alone,
+        recalibration_tokens=_recalibration(config).get("tokens"),
+        max_positions=max_positions,
+    )
 
 
 def check_asked(asked: Sequence[Method] | None, plans: Sequence[ModelPlan]) -> None:

@@ -17,7 +17,6 @@ def findings(
     rows: Sequence[SweepRow],
     plans: Sequence[ModelPlan],
     lengths: Sequence[int],
-    train_length: int,
 ) -> list[str]:
     """The first model's last form against every other row, at both ends of the lengths."""
     ours = plans[0].row(reference_method(plans[0]))
@@ -27,7 +26,7 @@ def findings(
     first, last = lengths[0], lengths[-1]
 
     def at(length: int) -> str:
-        return f"{length / train_length:g}x ({length} tokens)"
+        return f"{length / plans[0].train_length:g}x ({length} tokens)"
 
     num_last = rows[0].last_loss[last].num_targets // len(rows[0].last_loss[last].per_window)
     found = [
@@ -77,6 +76,7 @@ def caveats(
         "pieces, and every row the same inputs. Documents follow each other: in a window, text "
         "before the start of a document helps little.",
         *_rows(plans),
+        *_learned(plans, measured.lengths),
         *_needles(choice, measured.task_names),
     ]
     for name, fit in fits.items():
@@ -92,29 +92,35 @@ def _control(plans: Sequence[ModelPlan]) -> str:
     without = [plan for plan in plans if plan.positions != "rope"]
     if not without:
         return (
-            "No row was recalibrated without positions: `dropped` is a model with its rotation "
-            "taken out and nothing learned since. What recalibration gives, and what it costs "
-            "against a control that kept RoPE on the same tokens, is not shown here."
+            "No row was recalibrated without positions. What recalibration gives, and what it "
+            "costs against a control that kept RoPE on the same tokens, is not shown here."
         )
-    budgets = {plan.recalibration_tokens for plan in without} - {None}
-    controls = [plan for plan in with_rope if plan.recalibration_tokens in budgets]
+    controls = [plan for plan in with_rope if _same_budget(plan, without)]
+    free = [plan for plan in without if not _same_budget(plan, controls)]
+    found = []
     if controls:
         named = [f"{x.name} ({x.recalibration_tokens} tokens)" for x in controls]
-        return (
-            f"Control: {', '.join(named)}, RoPE kept, trained on as many tokens as a model "
-            "without positions here, by what the configs record. What the drop costs is the "
+        against = [plan for plan in without if plan not in free]
+        found.append(
+            f"Control: {', '.join(named)}, RoPE kept, trained on as many tokens as "
+            f"{_names(against)}, by what the configs record. What the drop costs is the "
             "difference from the control, not from the original."
         )
-    if with_rope:
-        return (
-            f"Rows with RoPE kept: {_names(with_rope)}. By what the configs record none of them "
-            f"was trained on as many tokens as {_names(without)}, so none is a control: a gain "
-            "may be the further training, or its text, rather than the drop."
+    if free:
+        found.append(
+            f"No control of {_names(free)}: by what the configs record no model that kept RoPE was "
+            "trained on as many tokens, so a gain over the original may be the further training, "
+            "or its text, rather than the drop."
         )
-    return (
-        "No control: without a model that kept RoPE on the same tokens, a gain over the original "
-        "may be the further training, or its text, rather than the drop."
-    )
+    unknown = [plan for plan in without if plan.recalibration_tokens is None]
+    if unknown:
+        found.append(f"Whether {_names(unknown)} learned without positions is not recorded.")
+    return " ".join(found)
+
+
+def _same_budget(plan: ModelPlan, others: Sequence[ModelPlan]) -> bool:
+    tokens = plan.recalibration_tokens
+    return tokens is not None and tokens in {x.recalibration_tokens for x in others}
 
 
 def _names(plans: Sequence[ModelPlan]) -> str:
@@ -128,19 +134,39 @@ def _rows(plans: Sequence[ModelPlan]) -> list[str]:
         found.append(
             "PI, NTK and YaRN use the factor length / training length, another one at each length "
             "(the best case of each) and no training; dynamic NTK has one factor for all lengths, "
-            "that of the greatest. Layers with a sliding window keep their rotation."
+            "that of the greatest. Layers with a sliding window keep their rotation. Up to the "
+            "training length these rows are RoPE as is."
         )
-    if any("dropped" in plan.methods or plan.fits_temperature for plan in plans):
+    dropped_here = [x for x in plans if x.positions == "rope"]
+    if any("dropped" in x.methods or x.fits_temperature for x in dropped_here):
         found.append(
             "`dropped` takes the rotation out of a model that has learned with it: this shows what "
             "recalibration starts from, not DroPE."
         )
+    found += [
+        f"{plan.name} was trained at {plan.train_length} tokens, as its config tells: its RoPE is "
+        "scaled, or its temperature fitted, beyond that only."
+        for plan in plans[1:]
+        if plan.train_length != plans[0].train_length
+    ]
     found += [
         f"{plan.name} has no row for {method}: {why}."
         for plan in plans
         for method, why in plan.refused.items()
     ]
     return found
+
+
+def _learned(plans: Sequence[ModelPlan], lengths: Sequence[int]) -> list[str]:
+    """Lengths beyond the training length that the weights may know from an earlier training."""
+    return [
+        f"{plan.name}: its config allows {plan.max_positions} positions, so that RoPE beyond "
+        f"{plan.train_length} tokens need not be extrapolation."
+        for plan in plans
+        if plan.positions == "rope"
+        and (plan.max_positions or 0) > plan.train_length
+        and lengths[-1] > plan.train_length
+    ]
 
 
 def _needles(choice: InputChoice, tasks: Sequence[str]) -> list[str]:

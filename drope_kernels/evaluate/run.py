@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -18,8 +18,6 @@ from drope_kernels.evaluate.inputs import InputChoice, Inputs, draw_inputs, read
 from drope_kernels.evaluate.measure import Conditions, FittedTemperature, measure_model
 from drope_kernels.evaluate.model_calls import DEFAULT_BATCH_TOKENS
 from drope_kernels.evaluate.plan import (
-    COMPARED,
-    METHODS,
     Method,
     ModelPlan,
     check_asked,
@@ -34,6 +32,10 @@ from drope_kernels.hf import load_model, load_tokenizer
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+
+
+# What ends an evaluation before its time; the rows until then are kept.
+STOPS = (ValueError, NotImplementedError, OSError, RuntimeError, MemoryError, KeyboardInterrupt)
 
 
 @dataclass(frozen=True)
@@ -86,51 +88,75 @@ class Prepared:
 
     evaluation: Evaluation
     seconds: float
-    train_length: int
     lengths: tuple[int, ...]
     plans: list[ModelPlan]
     inputs: Inputs
     loaded: dict[Path, Any]
 
     def conditions(self, advance: Callable[[str, int], None]) -> Conditions:
-        return Conditions(
-            self.inputs.measured,
-            self.inputs.fit,
-            self.train_length,
-            advance,
-            self.evaluation.max_tokens,
-        )
+        inputs = self.inputs
+        return Conditions(inputs.measured, inputs.fit, advance, self.evaluation.max_tokens)
 
 
 def evaluate(prepared: Prepared, out: Path, command: str, progress: Progress) -> Report:
-    """Measures every model and leaves the report in `out`, which an error does not touch."""
+    """Measures every model and leaves the report in `out`, which an error does not touch.
+
+    What was measured before an error, KeyboardInterrupt among them, is left in `unfinished(out)`.
+    """
     begun = time.perf_counter()
     seconds = {"read configs, tokenizer and text": prepared.seconds}
     rows: list[SweepRow] = []
     fits: dict[str, FittedTemperature] = {}
     conditions = prepared.conditions(progress.advance)
     progress.begin(sum(map(conditions.num_tokens, prepared.plans)))
-    for plan in prepared.plans:
-        start = time.perf_counter()
-        found, fit = _measure(plan, prepared, conditions, progress)
-        rows += found
-        if fit is not None:
-            fits[plan.name] = fit
-        seconds[f"load and measure {plan.name}"] = time.perf_counter() - start
-    seconds["total"] = prepared.seconds + time.perf_counter() - begun
-    evaluation, lengths = prepared.evaluation, prepared.lengths
-    report = Report(
+    try:
+        for plan in prepared.plans:
+            start = time.perf_counter()
+            for row, fit in _measure(plan, prepared, conditions, progress):
+                rows.append(row)
+                if fit is not None:
+                    fits[plan.name] = fit
+            seconds[f"load and measure {plan.name}"] = time.perf_counter() - start
+        seconds["total"] = prepared.seconds + time.perf_counter() - begun
+        report = _report(prepared, command, rows, fits, seconds)
+        write_report(report, out)
+    except STOPS as error:
+        if rows:
+            write_report(_report(prepared, command, rows, fits, seconds), unfinished(out))
+            error.add_note(f"the rows measured before are in {unfinished(out)}/")
+        raise
+    return report
+
+
+def unfinished(out: Path) -> Path:
+    """Where the rows of an evaluation that did not end are left."""
+    return out.with_name(f"{out.name}-unfinished")
+
+
+def _report(
+    prepared: Prepared,
+    command: str,
+    rows: Sequence[SweepRow],
+    fits: dict[str, FittedTemperature],
+    seconds: dict[str, float],
+) -> Report:
+    evaluation, plans, lengths = prepared.evaluation, prepared.plans, prepared.lengths
+    wanted = [plan.row(method) for plan in plans for method in plan.methods]
+    missing = wanted[len(rows) :]
+    if missing:
+        found = [f"The evaluation was not finished. Rows that are missing: {', '.join(missing)}."]
+    else:
+        found = findings(rows, plans, lengths)
+    return Report(
         title=f"{evaluation.model[0]} at {', '.join(map(str, lengths))} tokens",
-        train_length=prepared.train_length,
+        train_length=plans[0].train_length,
         rows=rows,
-        findings=findings(rows, prepared.plans, lengths, prepared.train_length),
-        caveats=caveats(rows, prepared.plans, evaluation.inputs, prepared.inputs, fits),
+        findings=found,
+        caveats=caveats(rows, plans, evaluation.inputs, prepared.inputs, fits),
         settings=_settings(prepared, command),
         stage_seconds=seconds,
         extra={"temperature_fits": {name: fit.as_json() for name, fit in fits.items()}},
     )
-    write_report(report, out)
-    return report
 
 
 def prepare(evaluation: Evaluation, out: Path, progress: Progress) -> Prepared:
@@ -143,17 +169,25 @@ def prepare(evaluation: Evaluation, out: Path, progress: Progress) -> Prepared:
     """
     begun = time.perf_counter()
     check_report_folder(out)
+    check_report_folder(unfinished(out))
     loaded: dict[Path, Any] = {}
-    configs = [_config(source, loaded, progress) for _, source in evaluation.models]
-    train_length = train_length_of(configs[0], evaluation.train_length)
-    lengths = parse_lengths(evaluation.lengths, train_length)
-    beyond = lengths[-1] > train_length
-    defaults: list[Sequence[Method]] = [METHODS, *[COMPARED] * len(evaluation.compared)]
-    alone = not evaluation.compared
+    dtype = getattr(torch, evaluation.dtype)
+    configs = [_config(source, dtype, loaded, progress) for _, source in evaluation.models]
+    train_lengths = [train_length_of(config, evaluation.train_length) for config in configs]
+    lengths = parse_lengths(evaluation.lengths, train_lengths[0])
     plans = [
-        plan_model(name, source, config, evaluation.methods, default, beyond, alone)
-        for (name, source), config, default in zip(
-            evaluation.models, configs, defaults, strict=True
+        plan_model(
+            name,
+            source,
+            config,
+            evaluation.methods,
+            train_length,
+            lengths[-1],
+            compared=index > 0,
+            alone=not evaluation.compared,
+        )
+        for index, ((name, source), config, train_length) in enumerate(
+            zip(evaluation.models, configs, train_lengths, strict=True)
         )
     ]
     check_asked(evaluation.methods, plans)
@@ -165,28 +199,29 @@ def prepare(evaluation: Evaluation, out: Path, progress: Progress) -> Prepared:
     fits = any(plan.fits_temperature for plan in plans)
     inputs = draw_inputs(texts, tokenizer, lengths, evaluation.inputs, fits)
     seconds = time.perf_counter() - begun
-    return Prepared(evaluation, seconds, train_length, lengths, plans, inputs, loaded)
+    return Prepared(evaluation, seconds, lengths, plans, inputs, loaded)
 
 
 def _measure(
     plan: ModelPlan, prepared: Prepared, conditions: Conditions, progress: Progress
-) -> tuple[list[SweepRow], FittedTemperature | None]:
-    """Loads one model, which is gone when this returns, so that one at a time is in memory."""
+) -> Iterator[tuple[SweepRow, FittedTemperature | None]]:
+    """Loads one model, which is gone when this ends, so that one at a time is in memory."""
     evaluation = prepared.evaluation
     dtype = getattr(torch, evaluation.dtype)
     progress.say(f"loading {plan.name}")
     model = prepared.loaded.pop(plan.source, None)
     if model is None:
         model = load_model(plan.source, dtype=dtype)
-    model = model.to(evaluation.device, dtype).eval()
+    # Not `to(dtype)`, which would round the frequencies of the rotation too.
+    model = model.to(evaluation.device).eval()
     choose_attention(model, evaluation.attention)
-    return measure_model(plan, model, conditions)
+    yield from measure_model(plan, model, conditions)
 
 
-def _config(source: Path, loaded: dict[Path, Any], progress: Progress) -> Any:
+def _config(source: Path, dtype: torch.dtype, loaded: dict[Path, Any], progress: Progress) -> Any:
     if source.suffix == ".gguf":
         progress.say(f"loading {source}")
-        loaded[source] = load_model(source)
+        loaded[source] = load_model(source, dtype=dtype)
         return loaded[source].config
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
@@ -231,7 +266,7 @@ def _settings(prepared: Prepared, command: str) -> dict[str, Any]:
         "text": [path.name for path in evaluation.text],
         "documents": inputs.num_documents,
         "text_tokens": inputs.num_text_tokens,
-        "train_length": prepared.train_length,
+        "train_length": prepared.plans[0].train_length,
         "lengths": list(prepared.lengths),
         "windows": evaluation.inputs.num_windows,
         "last_targets": inputs.measured.num_last_targets,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from drope_kernels.evaluate.written_needles import WrittenCases
 
 # The model to use for inputs of a given length: a scaled RoPE or a temperature depends on it.
 ModelAtLength = Callable[[int], LanguageModel]
+Score = TypeVar("Score", Proportion, CaseScores)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class SweepData:
     def task_names(self) -> list[str]:
         return list(dict.fromkeys(task for task, _ in self.needles))
 
+    def beyond(self, length: int) -> SweepData:
+        """The same inputs at greater lengths only."""
+        return replace(
+            self,
+            lengths=tuple(x for x in self.lengths if x > length),
+            needles={key: cases for key, cases in self.needles.items() if key[1] > length},
+        )
+
 
 @dataclass(frozen=True)
 class SweepRow:
@@ -77,6 +87,16 @@ class SweepRow:
     last_loss: dict[int, MeanLoss]  # the same last targets, read with that much context
     by_position: list[PositionBucket]  # at the greatest length
     cases: dict[str, dict[int, CaseScores]] = field(default_factory=dict)  # of written needles
+
+    def and_of(self, other: SweepRow) -> SweepRow:
+        """With the numbers of another row at the lengths that this one was not measured at."""
+        return replace(
+            self,
+            retrieval=_and_of(self.retrieval, other.retrieval),
+            text_loss={**other.text_loss, **self.text_loss},
+            last_loss={**other.last_loss, **self.last_loss},
+            cases=_and_of(self.cases, other.cases),
+        )
 
     @property
     def tasks_with_depth(self) -> list[str]:
@@ -130,7 +150,7 @@ def run_sweep(
     one_by_one: dict[str, dict[int, CaseScores]] = {}
     for (task, length), cases in data.needles.items():
         if isinstance(cases, WrittenCases):
-            scores = cases.score(model_at(length))
+            scores = cases.score(model_at(length), max_tokens)
             one_by_one.setdefault(task, {})[length] = scores
             retrieval[task][length] = scores.proportion
         else:
@@ -153,6 +173,13 @@ def row_named(rows: Sequence[SweepRow], name: str) -> SweepRow:
         if row.name == name:
             return row
     raise KeyError(f"no row {name!r}; rows: {[row.name for row in rows]}")
+
+
+def _and_of(
+    ours: Mapping[str, dict[int, Score]], theirs: Mapping[str, dict[int, Score]]
+) -> dict[str, dict[int, Score]]:
+    """By task, then by length."""
+    return {task: {**scores, **ours.get(task, {})} for task, scores in theirs.items()}
 
 
 def _nothing() -> None:

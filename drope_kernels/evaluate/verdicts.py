@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from drope_kernels.evaluate.loss import MeanLoss
 from drope_kernels.evaluate.needle import Proportion
 
-SEPARATED = 2.0  # standard errors of a difference before it is called one
+# Student's t: standard errors that hold 95 % of what 2, 3, ... windows give by chance.
+STANDARD_ERRORS = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18)
+MANY_WINDOWS = 2.16  # of them, with more
 
 ABOVE, BELOW, UNCLEAR = "above", "below", "unclear"
 
@@ -33,12 +35,14 @@ def retrieval_verdict(
 def loss_verdict(
     start: str, losses: Mapping[str, MeanLoss], ours: str, others: Sequence[str]
 ) -> str:
-    """`ours` is above or below where the difference by window exceeds twice its own error."""
+    """`ours` is above or below where the difference by window is not chance, at 95 %."""
     loss = losses[ours]
 
     def verdict(name: str) -> str:
         difference = loss.minus(losses[name])
-        if not abs(difference.mean) > SEPARATED * difference.stderr:
+        freedom = len(difference.per_window) - 1
+        errors = dict(enumerate(STANDARD_ERRORS, start=1)).get(freedom, MANY_WINDOWS)
+        if not abs(difference.mean) > errors * difference.stderr:
             return UNCLEAR
         return ABOVE if difference.mean > 0 else BELOW
 

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drope_kernels.evaluate.model_calls import LanguageModel, greedy_tokens, last_logits
+from drope_kernels.evaluate.model_calls import (
+    DEFAULT_BATCH_TOKENS,
+    LanguageModel,
+    greedy_tokens,
+    last_logits,
+)
 from drope_kernels.evaluate.needle import CaseScores
 from drope_kernels.evaluate.tokens import encode
 
@@ -77,13 +82,17 @@ class WrittenCases:
     def num_tokens(self) -> int:
         return sum(len(case.prompt) + case.num_new_tokens for case in self.cases)
 
-    def score(self, model: LanguageModel) -> CaseScores:
-        """One case at a time."""
+    def score(self, model: LanguageModel, max_tokens: int = DEFAULT_BATCH_TOKENS) -> CaseScores:
+        """At most max_tokens tokens (but at least one case) go through the model in a call."""
+        longest = max(len(case.prompt) + case.num_new_tokens for case in self.cases)
+        rows = max(1, max_tokens // longest)
         shares, right = [], []
-        for case in self.cases:
-            share, whole = self._score(model, case)
-            shares.append(share)
-            right.append(whole)
+        for begin in range(0, len(self.cases), rows):
+            batch = self.cases[begin : begin + rows]
+            for case, ids in zip(batch, _written(model, batch), strict=True):
+                share, whole = self._judge(case, ids)
+                shares.append(share)
+                right.append(whole)
         return CaseScores(
             right=tuple(right),
             share=tuple(shares),
@@ -91,16 +100,30 @@ class WrittenCases:
             seed=tuple(case.seed for case in self.cases),
         )
 
-    def _score(self, model: LanguageModel, case: WrittenCase) -> tuple[float, bool]:
+    def _judge(self, case: WrittenCase, ids: Tensor) -> tuple[float, bool]:
+        """The share of the wanted answers in a case's new tokens, and whether it is right."""
         if case.answer is not None:
-            read = torch.cat([case.prompt, case.answer[:-1]])[None]
-            given = last_logits(model, read, len(case.answer)).argmax(dim=-1)[0]
-            same = bool((given.cpu() == case.answer).all())
+            same = torch.equal(ids[: len(case.answer)], case.answer)
             return float(same), same
-        written = self.decode(greedy_tokens(model, case.prompt[None], case.num_new_tokens)[0].cpu())
+        written = self.decode(ids[: case.num_new_tokens])
         found = [wanted in written for wanted in case.writing.wanted]
         clean = not any(unwanted in written for unwanted in case.writing.unwanted)
         return sum(found) / len(found), all(found) and clean
+
+
+def _written(model: LanguageModel, cases: Sequence[WrittenCase]) -> Tensor:
+    """The most likely tokens (B, the longest case's) after each prompt, on the CPU.
+
+    With an answer each is given the answer's tokens before it, which is the same until the first
+    wrong one; shorter answers are padded behind, where no earlier token sees it.
+    """
+    prompts = torch.stack([case.prompt for case in cases])
+    answers = [case.answer for case in cases if case.answer is not None]
+    if len(answers) == len(cases):
+        told = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+        read = torch.cat([prompts, told[:, :-1]], dim=1)
+        return last_logits(model, read, told.shape[1]).argmax(dim=-1).cpu()
+    return greedy_tokens(model, prompts, max(case.num_new_tokens for case in cases)).cpu()
 
 
 def _single(rng: np.random.Generator, number: Callable[[], str]) -> Writing:
@@ -240,7 +263,7 @@ def write_cases(
 
 def numbers_in(text: str) -> frozenset[str]:
     """Every number of `DIGITS` digits in the text, so that no case asks for one."""
-    return frozenset(re.findall(rf"\d{{{DIGITS}}}", text))
+    return frozenset(re.findall(rf"(?=(\d{{{DIGITS}}}))", text))
 
 
 def _prompt(
