@@ -7,7 +7,6 @@ rounds with as many threads. Its share is the column "of peak".
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,9 +86,7 @@ class MeasuredDecode:
     worst_error: float
 
     def ratio(self, name: str, to: str) -> float:
-        """Median over rounds of one's time over another's."""
-        pairs = zip(self.samples[name].seconds, self.samples[to].seconds, strict=True)
-        return statistics.median(one / other for one, other in pairs)
+        return self.samples[name].over(self.samples[to])
 
     def row(self, name: str) -> dict[str, object]:
         samples = self.samples[name]

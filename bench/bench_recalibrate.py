@@ -7,7 +7,6 @@ as fast as ours, computed from the same run (Amdahl's law).
 from __future__ import annotations
 
 import functools
-import statistics
 from dataclasses import dataclass
 
 import pytest
@@ -34,11 +33,6 @@ class MeasuredSteps:
     steps: dict[str, Samples]
     attention: AttentionAlone
 
-    def speedup_over(self, name: str) -> float:
-        """Median over steps, taken in the order of the run, of peer time / our time."""
-        pairs = zip(self.steps[name].seconds, self.steps["drope_kernels"].seconds, strict=True)
-        return statistics.median(peer / ours for peer, ours in pairs)
-
     def row(self, name: str) -> dict[str, object]:
         samples = self.steps[name]
         return {
@@ -50,7 +44,7 @@ class MeasuredSteps:
             "tokens_per_second": self.case.context_length / samples.median,
             "gflops": None,
             "peak_fraction": None,
-            "speedup_of_drope": self.speedup_over(name),
+            "speedup_of_drope": samples.over(self.steps["drope_kernels"]),
             "peak_extra_mib": None,
             "worst_error": self.worst_error if name == "drope_kernels" else None,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,9 +35,7 @@ class Measured:
         return self.gflops(name) * 1e9 / (self.peak_flops * self.case.threads)
 
     def speedup_over(self, name: str) -> float:
-        """Median over rounds of peer time / our time."""
-        pairs = zip(self.samples[name].seconds, self.samples["drope_kernels"].seconds, strict=True)
-        return statistics.median(peer / ours for peer, ours in pairs)
+        return self.samples[name].over(self.samples["drope_kernels"])
 
     def row(self, name: str) -> dict[str, object]:
         samples = self.samples[name]

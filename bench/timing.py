@@ -37,6 +37,11 @@ class Samples:
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / self.median
 
+    def over(self, other: Samples) -> float:
+        """Median over rounds of this time over the other's in the same round."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
 
 def clock_for(threads: int) -> Callable[[], float]:
     return time.thread_time if threads == 1 else time.perf_counter

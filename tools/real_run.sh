@@ -18,10 +18,10 @@ model=$assets/smollm2
 texts=$assets/texts
 context=512
 rate=6e-4 # of 3e-4, 6e-4 and 1e-3, see --probe and docs/results.md
-tokens=${2:-196608}
+tokens=${2:-131072}
 sweep=(--length_sweep 1 4 --sweep_steps 96 --sweep_windows 4)
 methods=as_is,dropped,drope_temperature
-measured=(--lengths 512,1024,2048,4096 --windows 4 --tasks single,multi-key --cases 4)
+measured=(--lengths 512,1024,2048 --windows 6 --tasks single,multi-key --cases 4)
 if [ $mode = quick ]; then
   context=64 tokens=256
   sweep=(--length_sweep 1 --sweep_steps 4 --sweep_windows 1)
