@@ -27,7 +27,13 @@ from drope_kernels.recalibrate.packed_folder import PackedFolder
 BATCH = 2
 RUNS = {
     "plain": {"save_steps": 3, "log_steps": 1},
-    "accumulated": {"save_steps": 2, "log_steps": 1, "gradient_accumulation": 2, "bf16": True},
+    "accumulated": {
+        "save_steps": 2,
+        "log_steps": 1,
+        "gradient_accumulation": 2,
+        "bf16": True,
+        "activation_checkpointing": True,
+    },
     "distilled": {"save_steps": 3, "log_steps": 4, "distillation": 0.5, "loss_chunk": 7},
 }
 STEPS = 20

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from threading import Event
+from types import NoneType
 
 import numpy as np
 import pytest
@@ -178,24 +180,24 @@ def test_a_folder_is_used_again_by_the_same_call_only(tmp_path):
     assert len(calls) == 1
     held_out = read_documents(other)
     for change, message in (
-        ({"documents": read_documents([source, source])}, "another documents;"),
-        ({"documents": read_documents(source, skip_corrupt=True)}, "another documents;"),
-        ({"documents": documents_of("one")}, "another documents;"),
-        ({"tokenizer": byte_tokenizer(more=1)}, "another tokenizer;"),
-        ({"validation_share": 0.5}, "another validation_share, seed;"),
-        ({"validation_documents": held_out}, "another validation_documents;"),
+        ({"documents": read_documents([source, source])}, "different documents;"),
+        ({"documents": read_documents(source, skip_corrupt=True)}, "different documents;"),
+        ({"documents": documents_of("one")}, "different documents;"),
+        ({"tokenizer": byte_tokenizer(more=1)}, "different tokenizer;"),
+        ({"validation_share": 0.5}, "different validation_share, seed;"),
+        ({"validation_documents": held_out}, "different validation_documents;"),
     ):
         with pytest.raises(ValueError, match=message):
             again(**change)
     source.write_text("six")
-    with pytest.raises(ValueError, match=r"another documents; choose another folder.*load"):
+    with pytest.raises(ValueError, match=r"different documents; choose another folder.*load"):
         again()
     assert contents(PackedFolder.load(folder)) == contents(first)
 
 
 def test_documents_of_unknown_origin_are_packed_once(tmp_path):
     pack(tmp_path / "packed")
-    with pytest.raises(ValueError, match="another documents; choose another folder"):
+    with pytest.raises(ValueError, match="different documents; choose another folder"):
         pack(tmp_path / "packed")
 
 
@@ -209,13 +211,22 @@ def test_a_dataset_is_known_by_its_fingerprint(tmp_path):
                 read_documents(source), byte_tokenizer(), tmp_path / folder, validation_share=0.0
             )
         assert len(contents(packed)) == 2
-        with pytest.raises(ValueError, match="another documents"):
+        with pytest.raises(ValueError, match="different documents"):
             pack_documents(
                 read_documents(saved.select([0])),
                 byte_tokenizer(),
                 tmp_path / folder,
                 validation_share=0.0,
             )
+
+
+@pytest.mark.parametrize("state", ["{", "{}", "[]"])
+def test_a_damaged_dataset_is_named(tmp_path, state):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"saved/state\.json: expected the state of a saved"):
+        pack_documents(read_documents(tmp_path / "saved"), byte_tokenizer(), tmp_path / "packed")
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.mkdir()])
@@ -242,31 +253,51 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_killed_processes_go_those_of_living_ones_stay(tmp_path):
-    for name in (".partial-packed-dead", ".partial-packed-alive", ".partial-other-dead"):
+def test_leftovers_of_a_killed_process_go(tmp_path):
+    for name in (".partial-packed", ".partial-other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.tokens").touch()
-    lock = os.open(tmp_path / ".partial-packed-alive", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    (tmp_path / ".lock-packed").touch()
     pack(tmp_path / "packed")
-    os.close(lock)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        ".partial-packed-alive",
-        ".partial-other-dead",
-        "packed",
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {".partial-other", "packed"}
 
 
-def test_of_two_calls_at_once_one_is_whole_and_the_other_says_so(tmp_path):
-    inner = []
+@pytest.mark.filterwarnings("ignore:.*waiting")  # the third may wait a second time
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_calls_at_once_one_writes_and_the_others_wait_for_it(tmp_path, fails):
+    """If the first one fails, the next one tries."""
+    (tmp_path / "a.txt").write_text("one")
+    begun, goes_on, calls = Event(), Event(), []
 
-    def pack_again(*_):
-        inner.append(pack(tmp_path / "packed", ["second"]))
+    def tell(*_):
+        calls.append(1)
+        begun.set()
+        assert goes_on.wait(60)
+        if fails and len(calls) == 1:
+            raise OSError("a full disk")
 
-    with pytest.raises(OSError, match="not empty: expected to write packed documents"):
-        pack(tmp_path / "packed", ["first"], progress=pack_again)
-    assert contents(PackedFolder.load(tmp_path / "packed")) == contents(inner[0])
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    def call():
+        documents = read_documents(tmp_path / "a.txt")
+        options = {"validation_share": 0.0, "progress": tell}
+        return pack_documents(documents, byte_tokenizer(), tmp_path / "packed", **options)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(call)
+        assert begun.wait(60)
+        with pytest.warns(UserWarning, match="packed: waiting for the process that is writing it"):
+            others = submitted_and_waiting(pool, call)
+        goes_on.set()
+    whole = contents(PackedFolder.load(tmp_path / "packed"))
+    assert [contents(future.result()) for future in others] == [whole, whole]
+    assert isinstance(first.exception(), OSError if fails else NoneType)
+    assert len(calls) == 1 + fails
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "packed"}
+
+
+def submitted_and_waiting(pool, call):
+    futures = [pool.submit(call) for _ in range(2)]
+    assert not wait(futures, timeout=0.5).done
+    return futures
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
@@ -274,7 +305,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(OSError, match=r"packed documents under.*make room") as caught:
+        with pytest.raises(OSError, match=r"expected to write into.*make room") as caught:
             pack(tmp_path / "packed", ["text " * 5000])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

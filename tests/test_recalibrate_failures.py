@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ from recalibrations import (
     weights,
     write_start,
 )
+from safetensors import SafetensorError
 from texts import byte_tokenizer
 from tokenizers import processors
+from transformers import LlamaForCausalLM
 
 from drope_kernels.cli import main
 from drope_kernels.recalibrate import run as running
@@ -67,6 +71,68 @@ def test_a_full_disk(start, tmp_path, monkeypatch, capsys):
     assert main(command(start, out, "--save_steps", "3")) == 0
 
 
+def test_a_disk_that_fills_up_before_the_model_is_saved(start, tmp_path, monkeypatch, capsys):
+    stock = LlamaForCausalLM.save_pretrained
+
+    def save(model, folder, **options):
+        stock(model, folder, **options)
+        if "checkpoint" not in str(folder):
+            raise SafetensorError("No space left on device (os error 28)")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
+    assert main(command(start, out, "--save_steps", "20")) == 1
+    shown = capsys.readouterr().err
+    assert f"{out / 'model'}: could not be written (No space left on device" in shown
+    assert f"failed; {out / 'checkpoint-10'} is whole" in shown
+    assert {path.name for path in out.iterdir()} == {"checkpoint-10", "data", "settings.json"}
+
+
+def test_a_disk_without_place_for_the_settings(start, tmp_path, monkeypatch):
+    """What was begun of them does not make the folder another run's."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full_disk)
+        assert main(command(start, out)) == 1
+    assert [path.name for path in out.iterdir()] == [".partial-settings.json"]
+    assert main(command(start, out)) == 0
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_records_of_a_run_that_cannot_be_read(start, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(start, out)) == 0
+    for name in ("result.json", "settings.json"):
+        (out / name).write_text('{"steps": ')
+        assert main(command(start, out)) == 2
+        assert f"{out / name}: expected what an earlier run wrote" in capsys.readouterr().err
+
+
+def test_another_process_without_the_first(start, tmp_path, monkeypatch, capsys):
+    """It gives up; and it judges a folder of tokens by itself."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(running, "PATIENCE", 0)
+    out = tmp_path / "out"
+    assert main(command(start, out)) == 1
+    assert "settings.json: expected the first process to write it" in capsys.readouterr().err
+    out.mkdir()
+    (out / "settings.json").touch()
+    packed = ["--data_cache", str(tmp_path / "tokens")]
+    monkeypatch.setattr(running, "prepared_model", packed_only)
+    with pytest.raises(AssertionError, match="packed"):
+        main(command(start, out, *packed))
+    assert main(command(start, out, *packed, "--seed", "1")) == 1
+    assert "got a folder packed with different seed" in capsys.readouterr().err
+
+
+def packed_only(plan):
+    raise AssertionError(f"packed into {plan.data_folder}")
+
+
 def test_a_corrupt_line_is_named_and_can_be_left_out(start, tmp_path, capsys):
     lines = [json.dumps({"text": f"{i} and so on, " * 20}) for i in range(12)]
     lines[4] = '{"text": "cut'
@@ -79,6 +145,13 @@ def test_a_corrupt_line_is_named_and_can_be_left_out(start, tmp_path, capsys):
     assert not (tmp_path / "out" / "data").exists()
     with pytest.warns(UserWarning, match="line 5"):
         assert main([*given, "--skip_corrupt"]) == 0
+
+
+WRONG_ROPE = {
+    "half a scaling": {"rope_type": "linear", "rope_theta": 1e4},
+    "foreign scaling": {"rope_type": "spiral", "rope_theta": 1e4},
+    "no parameters": "default",
+}
 
 
 def broken(name, start, tmp_path):
@@ -98,6 +171,12 @@ def broken(name, start, tmp_path):
     if name == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
+    if name == "no tokens":
+        (folder / "tokenizer.json").write_text('{"version": ')
+    if name in WRONG_ROPE:
+        written = json.loads((folder / "config.json").read_text())
+        written["rope_parameters"] = WRONG_ROPE[name]
+        (folder / "config.json").write_text(json.dumps(written))
     if name == "dropped":
         main(command(start, tmp_path / "first", steps="1"))
         return str(tmp_path / "first" / "model")
@@ -113,6 +192,10 @@ def broken(name, start, tmp_path):
         ("no start", "samples: expected prompts of at least one token, got ''"),
         ("vocabulary", "expected ids below 200, the model's vocabulary, got 256"),
         ("dynamic", "expected RoPE with fixed frequencies, got rope_type 'dynamic'"),
+        ("no tokens", r"expected a tokenizer that transformers reads in .*JSONDecodeError"),
+        ("half a scaling", "a config.json that transformers reads in .*Missing .*'factor'"),
+        ("foreign scaling", "expected a rope_type of .*yarn or default, got 'spiral'; mend"),
+        ("no parameters", "a config.json that transformers reads in .*rope_parameters"),
         ("dropped", "got one with 2 of 2 layers dropped; --drop none trains it on"),
     ],
 )
@@ -125,7 +208,7 @@ def test_wrong_models_are_refused_before_their_weights_are_read(
     given = command(start, tmp_path / "out", "--samples", "")
     given[given.index("--model") + 1] = model
     assert main(given) == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (tmp_path / "out").exists()
 
 

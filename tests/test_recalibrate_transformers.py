@@ -16,6 +16,7 @@ from texts import byte_tokenizer, documents_of
 from training import CONTEXT, VOCAB, config, counting_rows, parameters_of, tiny_decoder, tiny_llama
 
 from drope_kernels.hf import drop_positions, use_kernels
+from drope_kernels.loss import causal_lm_loss
 from drope_kernels.recalibrate import PackedRows, TokenRows, pack_documents, recalibrate
 
 
@@ -169,6 +170,27 @@ def test_tokens_are_logged():
     entries = [entry for entry in history if "loss" in entry]
     assert [entry["tokens"] for entry in entries] == [n * 2 * 8 * CONTEXT for n in (5, 10, 15, 20)]
     assert all(entry["tokens_per_second"] > 0 for entry in entries)
+
+
+@pytest.mark.parametrize("flatten", [True, False])
+def test_every_held_out_target_counts_alike(flatten, packed):
+    """Also those of a last batch that is short."""
+    rows = PackedRows(packed.folder, CONTEXT, flatten=flatten)
+    size = 5
+    assert len(rows) % size
+    model = use_kernels(tiny_model(257))
+    result = recalibrate(
+        model, rows, config(steps=1, batch_size=size, eval_steps=1), eval_data=rows
+    )
+    total = targets = 0
+    for row in (rows[index] for index in range(len(rows))):
+        ids, labels, positions = (row[x][None] for x in ("input_ids", "labels", "position_ids"))
+        with torch.no_grad():
+            logits = model(ids, position_ids=positions, use_cache=False).logits
+        total += causal_lm_loss(logits, labels, None, 1.0)
+        targets += int((labels != -100).sum())
+    (found,) = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
+    assert found == pytest.approx(float(total) / targets, rel=1e-5)
 
 
 def test_tensorboard(tmp_path):

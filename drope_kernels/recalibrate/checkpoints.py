@@ -167,13 +167,12 @@ class CheckpointedTrainer(Trainer):
         self.checkpoint_parent = str(partial)
         unlogged = self.unlogged()
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._write_record(partial / name, unlogged)
-                (partial / name).rename(run / name)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own
-            raise OSError(_why_not_written(run, name, error)) from error
+            with naming_what_is_not_written(run, name):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._write_record(partial / name, unlogged)
+                    (partial / name).rename(run / name)
         finally:
             self.checkpoint_parent = None
             if self.args.should_save:
@@ -244,12 +243,21 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _why_not_written(run: Path, name: str, error: Exception) -> str:
-    whole = [folder.name for folder in checkpoints_of(run)]
-    kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
-    there = next(folder for folder in (run, *run.parents) if folder.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    return (
-        f"{run / name}: could not be written ({error}); nothing of it is left, {kept}; {free:.2f} "
-        "GiB are free there: make room, then resume"
-    )
+@contextlib.contextmanager
+def naming_what_is_not_written(run: Path, name: str) -> Iterator[None]:
+    """Says what it was that found no place on the disk, and what is kept.
+
+    Raises:
+        OSError: in the place of what each writer raises.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        whole = [folder.name for folder in checkpoints_of(run)]
+        kept = f"{whole[-1]} is whole" if whole else "there is no checkpoint"
+        there = next(folder for folder in (run, *run.parents) if folder.exists())
+        free = shutil.disk_usage(there).free / 2**30
+        raise OSError(
+            f"{run / name}: could not be written ({error}); nothing of it is left, {kept}; "
+            f"{free:.2f} GiB are free there: make room, then resume"
+        ) from error

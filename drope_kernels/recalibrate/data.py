@@ -96,6 +96,26 @@ def collate(rows: Columns | Sequence[Mapping[str, Tensor]]) -> Columns:
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
 
 
+class FilledRows(Dataset[Columns]):
+    """`rows`, and behind them rows without a target up to a multiple of `unit`.
+
+    Processes that share out rows would else take some of them twice.
+    """
+
+    def __init__(self, rows: Any, unit: int) -> None:
+        self.rows, self.unit = rows, unit
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.unit) * self.unit
+
+    def __getitem__(self, index: int) -> Columns:
+        if index < len(self.rows):
+            row: Columns = self.rows[index]
+            return row
+        first = self.rows[0]
+        return {**first, "labels": torch.full_like(first["labels"], IGNORED_LABEL)}
+
+
 class PackedRows(Dataset[Columns]):
     """One split of a packed folder in rows of one length, a map-style dataset.
 

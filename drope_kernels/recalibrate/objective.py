@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from drope_kernels.hf.head import decoder_states, head_logits, is_split
 from drope_kernels.loss import causal_lm_loss, chunked_causal_lm_loss, distillation_loss
 from drope_kernels.nn import DecoderLM
 
 _DISTILLATION_CHUNK = 256  # positions, where loss_chunk does not say
-_PROBED_TOKENS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,42 +128,29 @@ def hidden_states(model: Any, inputs: dict[str, Any]) -> Tensor:
     """What the head reads: (B, S, E)."""
     if isinstance(model, DecoderLM):
         states: Tensor = model.model(**inputs)
-    else:
-        states = model.base_model(**_without_cache(model, inputs)).last_hidden_state
-    return states
+        return states
+    return decoder_states(model, **inputs)
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """What the model makes of hidden states (..., E): logits (..., V), Gemma's cap included."""
+    """What the model makes of hidden states (..., E): logits (..., V)."""
     if isinstance(model, DecoderLM):
         logits: Tensor = model.lm_head(hidden)
         return logits
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return head_logits(model, hidden)
 
 
 def _without_cache(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs if isinstance(model, DecoderLM) else {**inputs, "use_cache": False}
 
 
-@torch.no_grad()
 def check_parts(model: Any, setting: str) -> None:
     """That the model's logits are `logits_of` its `hidden_states`, seen on a few tokens.
 
     Raises:
         ValueError: they are not, so that `setting` cannot be served.
     """
-    device = next(model.parameters()).device
-    inputs = {"input_ids": torch.arange(_PROBED_TOKENS, device=device)[None]}
-    training = model.training
-    model.eval()
-    try:
-        expected = type(model).forward(model, **_without_cache(model, inputs)).logits.float()
-        found = logits_of(model, hidden_states(model, inputs)).float()
-    finally:
-        model.train(training)
-    if not torch.allclose(found, expected, rtol=0.0, atol=0.02 * float(expected.abs().max())):
+    if not isinstance(model, DecoderLM) and not is_split(model):
         raise ValueError(
             f"{setting}: expected a model whose logits are its output embeddings of the decoder's "
             f"states, got a {type(model).__name__}, which does more to them; leave {setting} out"

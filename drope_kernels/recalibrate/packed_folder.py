@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -209,44 +209,51 @@ def _explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror}: expected to write packed documents under {folder.parent}; make "
-            "room there or choose another folder (nothing half-written stays)",
+            f"{error.strerror}: expected to write into {folder.parent}; make room there or choose "
+            "another folder (nothing half-written stays)",
         ) from error
 
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which gets its name in the end or vanishes.
-
-    What a killed process left is removed by the next one that writes here; a folder that is still
-    being written is known by its lock.
-    """
-    prefix = f"{_PARTIAL_PREFIX}{folder.name}-"
-    partial = folder.with_name(prefix + uuid.uuid4().hex)
+    """A hidden folder beside `folder`, which gets its name in the end or vanishes."""
+    partial = folder.with_name(_PARTIAL_PREFIX + folder.name)
     with _explained(partial):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.iterdir():
-            if leftover.name.startswith(prefix):
-                _remove_unless_locked(leftover)
+        if partial.exists():  # of a process that was killed
+            shutil.rmtree(partial)
         partial.mkdir()
-    lock = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield partial
         with _explained(partial):
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
 
 
-def _remove_unless_locked(folder: Path) -> None:
-    lock = os.open(folder, os.O_RDONLY)
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes that would write `folder` do so one after the other; the others wait here."""
+    path = folder.with_name(f".lock-{folder.name}")
+    with _explained(path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path, folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        shutil.rmtree(folder)
+        yield
     finally:
-        os.close(lock)
+        path.unlink()
+        lock.close()
+
+
+def _locked(path: Path, folder: Path) -> IO[bytes]:
+    while True:
+        lock = path.open("ab")  # for writing, or NFS would refuse to lock it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            warnings.warn(f"{folder}: waiting for the process that is writing it", stacklevel=5)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                return lock
+        lock.close()  # the process before has taken it away

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from drope_kernels.recalibrate.packed_folder import (
     PackedFolder,
     Split,
     SplitWriter,
+    one_at_a_time,
     write_metadata,
     written_whole,
 )
@@ -45,7 +46,8 @@ def pack_documents(
     Each document ends with the tokenizer's EOS and has no other special token that its text does
     not spell. Empty documents are left out and counted. A document of more than CHARACTERS_AT_ONCE
     is tokenized in pieces, cut at line breaks: tokens beside a cut may differ from those of the
-    whole. The folder appears when it is whole; an interrupted call leaves nothing.
+    whole. The folder appears when it is whole; an interrupted call leaves nothing; of several calls
+    at once one writes and the others wait, to find what it has made.
 
     Args:
         documents: of `read_documents`, or any others; only of the former it can be known whether a
@@ -66,35 +68,37 @@ def pack_documents(
     """
     target = Path(folder).absolute()
     request = _request(tokenizer, validation_documents, validation_share, seed)
-    if target.exists() and not _is_empty(target):
-        return _reused(target, request, documents, validation_documents)
-    packing = _Packing(tokenizer, progress)
-    with written_whole(target) as partial:
-        sources = [_record(one) for one in (documents, validation_documents)]
-        with ExitStack() as files:
-            for split in SPLITS:
-                writer = SplitWriter(partial, split, packing.dtype, packing.eos)
-                packing.writers[split] = files.enter_context(writer)
-            if validation_documents is None:
-                packing.pack(documents, lambda index: _drawn(seed, index, validation_share))
-            else:
-                packing.pack(documents, lambda _: "train")
-                packing.pack(validation_documents, lambda _: "validation")
-        packing.check_splits(validation_share if validation_documents is None else None)
-        metadata = {
-            "format": FORMAT,
-            "dtype": packing.dtype.str,
-            **request,
-            "documents": sources[0],
-            "validation_documents": sources[1],
-            **packing.counts(),
-            "corrupt": sum(getattr(x, "num_corrupt", 0) for x in (documents, validation_documents)),
-            "versions": {
-                "drope_kernels": build_info()["version"],
-                "transformers": transformers.__version__,
-            },
-        }
-        write_metadata(partial, metadata)
+    with nullcontext() if _is_filled(target) else one_at_a_time(target):
+        if _is_filled(target):
+            return _reused(target, request, documents, validation_documents)
+        packing = _Packing(tokenizer, progress)
+        with written_whole(target) as partial:
+            sources = [_record(one) for one in (documents, validation_documents)]
+            with ExitStack() as files:
+                for split in SPLITS:
+                    writer = SplitWriter(partial, split, packing.dtype, packing.eos)
+                    packing.writers[split] = files.enter_context(writer)
+                if validation_documents is None:
+                    packing.pack(documents, lambda index: _drawn(seed, index, validation_share))
+                else:
+                    packing.pack(documents, lambda _: "train")
+                    packing.pack(validation_documents, lambda _: "validation")
+            packing.check_splits(validation_share if validation_documents is None else None)
+            both = documents, validation_documents
+            metadata = {
+                "format": FORMAT,
+                "dtype": packing.dtype.str,
+                **request,
+                "documents": sources[0],
+                "validation_documents": sources[1],
+                **packing.counts(),
+                "corrupt": sum(getattr(one, "num_corrupt", 0) for one in both),
+                "versions": {
+                    "drope_kernels": build_info()["version"],
+                    "transformers": transformers.__version__,
+                },
+            }
+            write_metadata(partial, metadata)
     return PackedFolder.load(target)
 
 
@@ -259,8 +263,8 @@ def _request(
     }
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _is_filled(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def _record(documents: Iterable[Document] | None) -> dict[str, Any] | None:
@@ -288,8 +292,8 @@ def _reused(
     if others:
         raise ValueError(
             f"{folder}: expected no files there, or those of the same call, got a folder packed "
-            f"with another {', '.join(others)}; choose another folder, delete this one, or use it "
-            "as it is with PackedFolder.load"
+            f"with different {', '.join(others)}; choose another folder, delete this one, or use "
+            "it as it is with PackedFolder.load"
         )
     return packed
 

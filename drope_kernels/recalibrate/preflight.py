@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kernels
+from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
-from drope_kernels.recalibrate.checkpoints import checkpoints_of
+from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.documents import Documents, read_documents
 from drope_kernels.recalibrate.packing import vocabulary_size
@@ -70,7 +72,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         ImportError: a package that a setting needs.
     """
     tokenizer = load_tokenizer(str(config.model))
-    model_config = read_model_config(Path(str(config.model)))
+    model_config = read_config(str(config.model))
     _check_tokenizer(tokenizer, model_config)
     for prompt in config.samples:
         if not tokenizer(prompt)["input_ids"]:
@@ -103,13 +105,6 @@ def num_devices() -> int:
 
 def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def read_model_config(path: Path) -> Any:
-    """The transformers config of a directory or .gguf file."""
-    if path.suffix == ".gguf":
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    return AutoConfig.from_pretrained(path, local_files_only=True)
 
 
 def original_length(model_config: Any) -> int:
@@ -149,6 +144,11 @@ def _context_length(config: RunConfig, model_config: Any) -> int:
                 f"model: expected RoPE with fixed frequencies, got rope_type {kind!r}, whose "
                 "frequencies follow the length of the input; set rope_parameters in config.json "
                 "to what the model was pretrained with"
+            )
+        if kind not in ROPE_INIT_FUNCTIONS.keys() | {"default"}:
+            raise ValueError(
+                f"model: expected a rope_type of {', '.join(sorted(ROPE_INIT_FUNCTIONS))} or "
+                f"default, got {kind!r}; mend rope_parameters in config.json"
             )
     length = config.context_length or original_length(model_config)
     limit = model_config.max_position_embeddings
@@ -211,7 +211,7 @@ def _progress(config: RunConfig) -> Progress:
     if not folder.is_dir():
         raise ValueError(f"output_dir: expected a folder, got the file {folder}")
     if not (folder / SETTINGS).is_file():
-        if any(folder.iterdir()):
+        if any(not file.name.startswith(PARTIAL_PREFIX) for file in folder.iterdir()):
             raise ValueError(
                 f"output_dir: expected a new or empty folder, or that of this run, got {folder} "
                 "with other files; choose another"
@@ -224,7 +224,7 @@ def _progress(config: RunConfig) -> Progress:
             f"output_dir: expected a new or empty folder without resume, got {folder}, which holds "
             "a run; delete it, or leave out --no_resume to go on with it"
         )
-    before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), asdict(config)
+    before, now = _read_json(folder / SETTINGS), asdict(config)
     others = [
         f"{name} {before.get(name)} there, {now[name]} here"
         for name in now
@@ -252,8 +252,18 @@ def _begun_or_finished(config: RunConfig) -> Progress:
     result = Path(str(config.output_dir)) / RESULT
     if not result.is_file():
         return "begun"
-    before, now = json.loads(result.read_text(encoding="utf-8"))["settings"], asdict(config)
-    return "finished" if all(before[name] == now[name] for name in _LENGTHS) else "begun"
+    before, now = _read_json(result).get("settings", {}), asdict(config)
+    return "finished" if all(before.get(n) == now[n] for n in _LENGTHS) else "begun"
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: expected what an earlier run wrote, got no JSON ({error}); delete the file "
+            "if the folder is this run's, or choose another output_dir"
+        ) from error
 
 
 def _check_export(config: RunConfig) -> None:

@@ -67,8 +67,7 @@ def recalibrate(
             see `TokenRows`, `packed_rows`, `PackedRows`. A method `collate` makes its batches.
             Order is drawn from the seed.
         config: optimiser, schedule, length of the run, intervals.
-        eval_data: rows for `config.eval_steps`; `eval_loss` is the mean over batches, each counted
-            by its rows (a flat batch as one), of their weighted mean cross entropy.
+        eval_data: rows for `config.eval_steps`; `eval_loss` is their weighted mean cross entropy.
         teacher: the model to learn from where `config.distillation` is not 0, as a rule a copy of
             `model` from before the drop; moved like it, not trained.
         callbacks: further transformers callbacks.

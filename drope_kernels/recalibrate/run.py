@@ -24,9 +24,13 @@ from drope_kernels.build import build_info
 from drope_kernels.evaluate.loss import text_windows
 from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
-from drope_kernels.recalibrate.checkpoints import checkpoints_of, step_of
+from drope_kernels.recalibrate.checkpoints import (
+    checkpoints_of,
+    naming_what_is_not_written,
+    step_of,
+)
 from drope_kernels.recalibrate.data import PackedRows
-from drope_kernels.recalibrate.packed_folder import METADATA, PackedFolder, written_whole
+from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import (
     MODEL,
@@ -43,6 +47,7 @@ from drope_kernels.recalibrate.records import StepRecords
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
+PATIENCE = 600  # seconds that a process waits for the first one's checks
 
 
 def run_recalibration(plan: RunPlan, command: str) -> None:
@@ -67,6 +72,8 @@ def run_recalibration(plan: RunPlan, command: str) -> None:
 def _run(plan: RunPlan, command: str) -> None:
     if is_first_process():
         _write_settings(plan)
+    else:
+        _wait_for_settings(plan.folder / SETTINGS)
     data, held_out = packed_data(plan)
     watchers = observers(plan, held_out)
     model, teacher = prepared_model(plan)
@@ -92,24 +99,19 @@ def tell(text: str) -> None:
 
 # ---- data --------------------------------------------------------------------------------------
 def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
-    """Rows to train on and, where the folder has a whole one, held-out rows.
+    """Rows to train on and, where they are asked for, held-out rows.
 
-    The first process packs; the others wait for the folder, which appears whole.
+    Every process packs or, as a rule, finds that another one has: all see the same mistakes.
     """
-    if is_first_process():
-        folder = pack_documents(
-            plan.documents,
-            plan.tokenizer,
-            plan.data_folder,
-            validation_documents=plan.validation_documents,
-            validation_share=plan.config.validation_share,
-            seed=plan.config.seed,
-            progress=PackingProgress(),
-        )
-    else:
-        while not (plan.data_folder / METADATA).is_file():
-            time.sleep(0.5)
-        folder = PackedFolder.load(plan.data_folder)
+    folder = pack_documents(
+        plan.documents,
+        plan.tokenizer,
+        plan.data_folder,
+        validation_documents=plan.validation_documents,
+        validation_share=plan.config.validation_share,
+        seed=plan.config.seed,
+        progress=PackingProgress(),
+    )
     train = _rows(plan, folder, "train")
     counts = [f"{folder.num_tokens(split):,}" for split in ("train", "validation")]
     say(
@@ -245,7 +247,7 @@ def _save_model(plan: RunPlan, model: Any) -> None:
     target = plan.folder / MODEL
     if target.exists():  # of a process that was killed before it wrote the result
         shutil.rmtree(target)
-    with written_whole(target) as partial:
+    with naming_what_is_not_written(plan.folder, MODEL), written_whole(target) as partial:
         model.save_pretrained(partial)
         plan.tokenizer.save_pretrained(partial)
 
@@ -293,6 +295,18 @@ def _write_settings(plan: RunPlan) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / RESULT).unlink(missing_ok=True)  # of a shorter run, which goes on
     write_json(plan.folder / SETTINGS, asdict(plan.config))
+
+
+def _wait_for_settings(file: Path) -> None:
+    """The first process writes them once it has found output_dir free for this run."""
+    until = time.monotonic() + PATIENCE
+    while not file.is_file():
+        if time.monotonic() > until:
+            raise TimeoutError(
+                f"{file}: expected the first process to write it within {PATIENCE} s, got none; "
+                "see what that process said, and whether all of them see the same folder"
+            )
+        time.sleep(0.5)
 
 
 def write_json(file: Path, content: Any) -> None:

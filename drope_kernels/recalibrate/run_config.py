@@ -196,6 +196,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """One spelling of each; dashes in the place of underscores are understood as well."""
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = "-h, --help" if action.dest == "help" else action.option_strings[0]
+        values = f" {{{','.join(action.choices)}}}" if action.choices else ""
+        return name + values
+
 
 class _Parser(HfArgumentParser):
     """Says what is wrong in one sentence, without the list of all options."""

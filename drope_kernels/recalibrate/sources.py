@@ -63,8 +63,14 @@ class Source:
     def _fingerprint(self) -> str:
         if self.dataset is not None:
             return str(self.dataset._fingerprint)
-        state = json.loads((Path(self.name) / "state.json").read_text(encoding="utf-8"))
-        return str(state["_fingerprint"])
+        file = Path(self.name) / "state.json"
+        try:
+            return str(json.loads(file.read_text(encoding="utf-8"))["_fingerprint"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: expected the state of a saved dataset, got {type(error).__name__}: "
+                f"{error}; save the dataset again"
+            ) from error
 
 
 def find_sources(sources: Any) -> tuple[Source, ...]:

@@ -22,7 +22,7 @@ from transformers import (
 from drope_kernels.loss import target_weights
 from drope_kernels.recalibrate.checkpoints import CheckpointedTrainer, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
-from drope_kernels.recalibrate.data import Columns
+from drope_kernels.recalibrate.data import Columns, FilledRows
 from drope_kernels.recalibrate.distillation import Teacher
 from drope_kernels.recalibrate.objective import Targets
 
@@ -100,6 +100,7 @@ class WeightedTrainer(CheckpointedTrainer):
         self.parts = dict.fromkeys(_PARTS, torch.zeros((), device=self.args.device))
         self.earlier = unlogged or {}  # of the checkpoint where this run begins
         self.logged_step = 0
+        self.judged: list[Tensor] = []  # of each evaluated batch: its loss and weight, (2,)
         self._tr_loss = torch.zeros((), device=self.args.device)  # train() makes it anew
         self.clock = StepClock()
         self.remove_callback(PrinterCallback)
@@ -122,12 +123,24 @@ class WeightedTrainer(CheckpointedTrainer):
         return batches, torch.where(total == 0, torch.ones_like(total), total)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Columns]:
-        """Training drops a last short batch; in evaluation every row counts."""
+        """Training drops a last short batch; in evaluation every row counts, and counts once."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.args.world_size > 1:
+            rows = FilledRows(rows, self.args.per_device_eval_batch_size * self.args.world_size)
         self.args.dataloader_drop_last = False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(rows)
         finally:
             self.args.dataloader_drop_last = True
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Its loss is the mean over targets, however they lie in batches."""
+        self.judged = []
+        output = super().evaluation_loop(*args, **kwargs)
+        losses, weights = torch.stack(self.judged).double().unbind(1)
+        total, weight = self.accelerator.reduce(torch.stack([losses @ weights, weights.sum()]))
+        output.metrics["eval_loss"] = float(total / weight) if weight else 0.0
+        return output
 
     def compute_loss(
         self,
@@ -152,6 +165,8 @@ class WeightedTrainer(CheckpointedTrainer):
         if states is not None:
             for name, part in zip(_PARTS, losses[1:], strict=True):
                 self.parts[name] = self.parts[name] + part * self.args.world_size
+        if not model.training:
+            self.judged.append(torch.stack([loss.detach(), target_weights(labels, weights).sum()]))
         return (loss, losses) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
