@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drope_kernels import hf
 from drope_kernels.hf.export import export
-from drope_kernels.hf.gguf import ARCHITECTURES, load_gguf, load_gguf_model, load_gguf_tokenizer
+from drope_kernels.hf.gguf import ARCHITECTURES, load_gguf_model, load_gguf_tokenizer
 from drope_kernels.hf.verify import verify_export
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,7 +49,8 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_loads_what_was_written(model: Any, tmp_path: Path) -> None:
-    loaded, tokenizer = load_gguf(write_gguf(tmp_path / "tiny.gguf", model))
+    source = write_gguf(tmp_path / "tiny.gguf", model)
+    loaded, tokenizer = load_gguf_model(source), load_gguf_tokenizer(source)
     assert type(loaded) is type(model)
     loaded.set_attn_implementation("eager")
     assert torch.equal(logits(loaded), logits(model))
@@ -232,7 +233,7 @@ def smollm2() -> Path | None:
 def test_smollm2(tmp_path: Path) -> None:
     source = smollm2()
     assert source is not None
-    model, tokenizer = load_gguf(source)
+    model, tokenizer = load_gguf_model(source), load_gguf_tokenizer(source)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         answer = model(ids).logits[0, -1].argmax()

@@ -34,13 +34,7 @@ from drope_kernels.hf import DropState, load_model
 from drope_kernels.recalibrate import PackedFolder
 from drope_kernels.recalibrate.records import StepRecords
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,7 @@ from transformers import LlamaForCausalLM
 from drope_kernels.cli import main
 from drope_kernels.recalibrate import run as running
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

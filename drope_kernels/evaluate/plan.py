@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from drope_kernels.evaluate.hf_rope import ScaledMethod, scaling_refusal
+from drope_kernels.hf.apply import is_position_free
 from drope_kernels.hf.rotation import FAMILIES
 from drope_kernels.hf.state import DropState
 
@@ -29,7 +30,6 @@ COMPARED: dict[Positions, tuple[Method, ...]] = {
     "position-free": ("as_is", "drope_temperature"),
 }
 LEAST_LONGEST = 16  # tokens, for two buckets of positions
-NO_ROTATION = 1e29  # a llama3-type factor beyond it turns no channel at any position
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,9 @@ def positions_of(config: Any) -> Positions:
             f"model: expected one with rope_parameters in its config, got type {config.model_type},"
             " whose positions are not rotations"
         )
-    dropped = len(DropState.from_config(config).dropped_layers)
-    if dropped == config.num_hidden_layers or _turns_nothing(config.rope_parameters):
+    if is_position_free(config):
         return "position-free"
-    return "partly dropped" if dropped else "rope"
+    return "partly dropped" if DropState.from_config(config).dropped_layers else "rope"
 
 
 def train_length_of(config: Any, given: int | None) -> int:
@@ -237,13 +236,3 @@ def _refusal(method: Method, config: Any, positions: Positions, beyond: bool) ->
 def _recalibration(config: Any) -> dict[str, Any]:
     """What `drope recalibrate` left in the config."""
     return DropState.from_config(config).notes.get("recalibration") or {}
-
-
-def _turns_nothing(rope_parameters: dict[str, Any]) -> bool:
-    nested = [x for x in rope_parameters.values() if isinstance(x, dict)] or [rope_parameters]
-    return all(
-        x.get("rope_type") == "llama3"
-        and x["factor"] >= NO_ROTATION
-        and x["original_max_position_embeddings"] <= 1
-        for x in nested
-    )

@@ -19,6 +19,7 @@ from drope_kernels.hf.rotation import (
 from drope_kernels.hf.state import DropState
 
 _FACTOR = 1e30  # by which frequencies are divided: no angle is left that float32 sees
+NO_ROTATION = 1e29  # of other people's: less turns by an angle that float32 sees, somewhere
 
 
 def apply_state(decoder: Any, state: DropState) -> None:
@@ -37,7 +38,7 @@ def apply_state(decoder: Any, state: DropState) -> None:
             "without them; load it with drope_kernels.hf.load_model"
         )
     original = copy.deepcopy(config.rope_parameters)
-    if _turns_nothing(original):
+    if turns_nothing(original):
         original = recorded.rope_parameters or original
     rotary = stock_rotary(decoder)
     if recorded.dropped_layers and not dropped_layers(decoder):
@@ -115,9 +116,22 @@ def position_free_parameters(config: Any) -> dict[str, Any]:
     return _unturning(given)
 
 
-def _turns_nothing(rope_parameters: dict[str, Any]) -> bool:
+def turns_nothing(rope_parameters: dict[str, Any]) -> bool:
+    """Whether no layer rotates by them, at any position."""
     by_type = [x for x in rope_parameters.values() if isinstance(x, dict)] or [rope_parameters]
-    return all(x.get("factor") == _FACTOR for x in by_type)
+    return all(
+        x.get("rope_type") == "llama3"
+        and x["factor"] >= NO_ROTATION
+        and x["original_max_position_embeddings"] <= 1
+        for x in by_type
+    )
+
+
+def is_position_free(config: Any) -> bool:
+    """Whether a config of transformers says that no layer has positions."""
+    if len(DropState.from_config(config).dropped_layers) == config.num_hidden_layers:
+        return True
+    return turns_nothing(getattr(config, "rope_parameters", None) or {"rope_type": "default"})
 
 
 def _unturning(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -8,21 +8,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
+from drope_kernels.hf.apply import NO_ROTATION
 from drope_kernels.hf.gguf_file import field, opened
 from drope_kernels.hf.gguf_tokenizer import load_gguf_tokenizer
 from drope_kernels.hf.positions import drop_positions
 
-__all__ = ["ARCHITECTURES", "load_gguf", "load_gguf_model", "load_gguf_tokenizer"]
+__all__ = ["ARCHITECTURES", "load_gguf_model", "load_gguf_tokenizer"]
 
 # Their files hold one tensor for each parameter; tests load one of each.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _DIVISORS = "rope_freqs.weight"  # of the frequencies
-_POSITION_FREE = 1e29  # less than that turns by an angle that float32 sees, somewhere
-
-
-def load_gguf(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A GGUF file's model and tokenizer: `load_gguf_model` and `load_gguf_tokenizer`."""
-    return load_gguf_model(source, dtype=dtype), load_gguf_tokenizer(source)
 
 
 def load_gguf_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -88,7 +83,7 @@ def _is_position_free(path: Path, reader: Any, architecture: str) -> bool:
             "read from GGUF files; load the original checkpoint instead"
         )
     for tensor in reader.tensors:
-        if tensor.name == _DIVISORS and tensor.data.min() < _POSITION_FREE:
+        if tensor.name == _DIVISORS and tensor.data.min() < NO_ROTATION:
             raise NotImplementedError(
                 f"{path}: expected RoPE frequencies as they are, or all divided by 1e30, got "
                 f"divisors of {tensor.data.min():g} to {tensor.data.max():g}, which transformers "

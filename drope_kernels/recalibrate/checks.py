@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from drope_kernels.hf.apply import is_position_free
 from drope_kernels.nn import DecoderLM
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import Columns, PackedRows
@@ -100,12 +101,6 @@ def _check_context(model: Any, config: RecalibrationConfig) -> None:
         f"{type(model).__name__}, got {config.context_length}; shorten it, or drop the positions "
         "of all layers first"
     )
-
-
-def is_position_free(config: Any) -> bool:
-    """Whether a transformers config says that no layer has positions any more."""
-    state = getattr(config, "drope", None)
-    return state is not None and len(set(state["dropped_layers"])) == config.num_hidden_layers
 
 
 def check_teacher(teacher: nn.Module | None, config: RecalibrationConfig) -> None:
