@@ -74,8 +74,8 @@ def measure_steps(case: StepCase) -> MeasuredSteps:
     return MeasuredSteps(case, worst_error, steps, attention)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("contender", [*CONTENDERS, BOUND])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_recalibration_step(case, contender, replay):
     measured = measure_steps(case)
     if contender == BOUND:
