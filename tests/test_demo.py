@@ -264,6 +264,7 @@ def test_interrupted_demo_leaves_nothing(sent, tmp_path):
     assert running_in_group(child.pid) == []
 
 
+@pytest.mark.slow  # a minute
 @pytest.mark.plain_memory
 def test_rope_collapses_and_drope_does_not(corpus, tmp_path):
     """The demo's own setting and cases, only the stages this needs; a shorter recalibration."""
