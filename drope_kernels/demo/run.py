@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import transformers
@@ -27,6 +23,7 @@ from drope_kernels.demo.progress import DemoProgress
 from drope_kernels.dispatch import check_name
 from drope_kernels.evaluate.console import print_report
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
+from drope_kernels.sigterm import sigterm_raises
 
 TITLE = "DroPE on a small decoder: pretrain with RoPE, drop it, recalibrate, measure"
 
@@ -45,7 +42,10 @@ def run_demo(config: DemoConfig, out: Path, num_lanes: int, command: str) -> Rep
     planned = lanes(config)
     if num_lanes == 1:
         planned = [[stage for lane in planned for stage in lane]]
-    with _sigterm_raises(), tempfile.TemporaryDirectory(prefix="drope-demo-") as workplace:
+    with (
+        sigterm_raises(SystemExit(128 + signal.SIGTERM)),  # workers stopped, files removed
+        tempfile.TemporaryDirectory(prefix="drope-demo-") as workplace,
+    ):
         corpus = load_corpus()
         text_seconds = time.perf_counter() - start
         _print_start(console, config, corpus, num_lanes)
@@ -107,23 +107,6 @@ def _print_start(console: Console, config: DemoConfig, corpus: Corpus, num_lanes
         f"backends {', '.join(available_backends())}; {num_lanes} process(es)",
         highlight=False,
     )
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: workers stopped, temporary files removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    previous = signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _exit(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def default_lanes() -> int:

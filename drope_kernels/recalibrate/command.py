@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from transformers.utils import logging
@@ -21,6 +17,7 @@ from drope_kernels.recalibrate.distributed import leave_process_group
 from drope_kernels.recalibrate.preflight import plan_run
 from drope_kernels.recalibrate.run import run_recalibration, say, tell
 from drope_kernels.recalibrate.run_config import list_recipes, read_run_config, run_config_parser
+from drope_kernels.sigterm import sigterm_raises
 
 FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -53,7 +50,7 @@ def recalibrate_command(arguments: argparse.Namespace) -> int:
         say("interrupted before anything was written")
         return INTERRUPTED
     logging.disable_progress_bar()  # of every file that transformers reads or writes
-    with _sigterm_interrupts():
+    with sigterm_raises(KeyboardInterrupt()):  # as Ctrl-C
         try:
             run_recalibration(plan, again(given))
         except KeyboardInterrupt:
@@ -85,20 +82,3 @@ def again(given: Sequence[str]) -> str:
     if processes is not None:
         launch = f"torchrun --nproc_per_node {processes} -m drope_kernels.cli"
     return f"{launch} recalibrate {shlex.join(given)}"
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """A scheduler's SIGTERM ends a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
