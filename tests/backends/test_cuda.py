@@ -1,6 +1,6 @@
 """The CUDA backend without a GPU: what it refuses, which kernels it picks, what it sends.
 
-`Device` stands for the compiled bindings; test_cuda_launch runs them on the emulated device.
+`Device` stands for the compiled bindings; cuda/test_attention_cuda.py runs them, emulated.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from specs import SERVED
 
 import drope_kernels as dk
 from drope_kernels import dispatch
 from drope_kernels.backends.cuda import CudaBackend, family_of, runs_on
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.layout import is_aligned
-from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs, Rotation
+from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
 
 
 class Device:
@@ -57,31 +58,6 @@ class Untouchable:
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"asked for {name}")
 
-
-SERVED = AttentionSpec(
-    device="cuda",
-    device_index=0,
-    dtype=torch.bfloat16,
-    batch=2,
-    num_heads_q=8,
-    num_heads_kv=2,
-    seqlen_q=512,
-    seqlen_kv=1024,
-    head_dim=128,
-    head_dim_v=128,
-    causal=True,
-    window=True,
-    softcap=False,
-    kv_range=True,
-    row_scale=True,
-    rotary_dim=64,
-    interleaved=True,
-    varlen=False,
-    decode=False,
-    needs_grad=True,
-    deterministic=True,
-    aligned=True,
-)
 
 # ---- refusals ----------------------------------------------------------------------------------
 

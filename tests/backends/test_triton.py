@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-from test_cuda_backend import SERVED
+from specs import SERVED
 
 import drope_kernels.backends.triton as backend
 from drope_kernels.backends.triton import TritonBackend

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from drope_kernels import attention
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from gpu_check import bench as bench_stage
 from gpu_check import bench_jobs
 from gpu_check.accelerator import StandIn
@@ -25,6 +18,7 @@ from gpu_check.peer_cases import PeerCase
 from gpu_check.peers import make_inputs
 
 from bench import gpu_report, gpu_results
+from drope_kernels import attention
 
 ALL = gpu_results.all_cases()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from arrays import SHAPES, Foreign, Homeless, OnGpu, decoding, in_torch, ints, randoms
-from test_bad_input import Bad, check_message
+from refusals import Bad, check_message
 
 import drope_kernels as dk
 

@@ -6,23 +6,18 @@ The argument, what was expected, what came, and what to do, always in the form
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from refusals import Bad, check_message
 from torch import Tensor
 
 import drope_kernels as dk
 
 B, HQ, HKV, S, D = 2, 4, 2, 6, 8
-MESSAGE = re.compile(
-    r"^(?P<argument>[^:]+): expected (?P<expected>.+?), got (?P<got>.+?); (?P<remedy>.+)$",
-    re.DOTALL,
-)
 
 
 def qkv() -> dict[str, Tensor]:
@@ -78,19 +73,6 @@ def transformed(transform: Callable[..., Any]) -> Callable[[], object]:
 
 def tangent(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
     return lambda x: torch.func.jvp(function, (x,), (x,))
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A wrong call and a piece of each part of the message it must raise."""
-
-    name: str
-    call: Callable[[], object]
-    error: type[Exception]
-    argument: str
-    expected: str
-    got: str
-    remedy: str
 
 
 V, T, N = ValueError, TypeError, NotImplementedError
@@ -353,17 +335,6 @@ OTHERS = [
     Bad("log_rows", lambda: dk.LogScale(0.4, 8).rows(ZEROS(3), 64), T, "index", "int", "32", "key"),
 ]
 BAD = TENSORS + NUMBERS + INDICES + ROTATION + OTHERS
-
-
-def check_message(bad: Bad) -> None:
-    with pytest.raises(bad.error) as caught:
-        bad.call()
-    message = str(caught.value)
-    parts = MESSAGE.match(message)
-    assert parts, f"not 'argument: expected E, got G; remedy': {message}"
-    assert parts["argument"] == bad.argument, message
-    for part in ("expected", "got", "remedy"):
-        assert getattr(bad, part) in parts[part], f"{part} lacks {getattr(bad, part)!r}: {message}"
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_bad_input import Bad, check_message
+from refusals import Bad, check_message
 from torch import Tensor
 
 import drope_kernels as dk

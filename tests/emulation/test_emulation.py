@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from gpu_check.bits16 import bfloat16_bits
+from gpu_check.operands import K_MAJOR, Operand
+from gpu_check.probe import Array, Case, Probe, Run
+from gpu_check.probe_worker import PROBES
+from gpu_check.probes_sm80 import gemm_cases
 
 from emulation.library import (
     AT_ISSUE,
@@ -23,11 +25,6 @@ from emulation.library import (
 )
 from emulation.planted import BUGS, Bug
 from emulation.rewrite import asm_templates, rewrite
-from gpu_check.bits16 import bfloat16_bits
-from gpu_check.operands import K_MAJOR, Operand
-from gpu_check.probe import Array, Case, Probe, Run
-from gpu_check.probe_worker import PROBES
-from gpu_check.probes_sm80 import gemm_cases
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the emulator switches stacks in x86-64 assembly"

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from gpu_check.probe import Run
 
 from emulation.library import AT_ISSUE, LATEST, RANDOM, EmulationError, Emulator, build
-from gpu_check.probe import Run
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the emulator switches stacks in x86-64 assembly"

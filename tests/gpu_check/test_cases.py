@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-import drope_kernels
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check import accelerator, ahead, cases, foreign_arrays, named_cases, profiling, target
 from gpu_check.accelerator import Gpu, StandIn
 from gpu_check.bench_cases import GROUPS
 from gpu_check.report import ROOT, Context
 from gpu_check.stress_shapes import SHAPES
 from gpu_check.worker import Worker
+from torch import Tensor
+
+import drope_kernels
 
 LISTING = {
     "cases": ["regular", "packed"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check import installed, jobs, machine, package, timing
 from gpu_check.accelerator import Gpu, StandIn
 from gpu_check.report import ROOT, Context

@@ -6,15 +6,11 @@ element, not from the index arrays under test.
 
 from __future__ import annotations
 
-import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check import probes_copy, probes_sm80, probes_wgmma
 from gpu_check.bits16 import bfloat16_bits, bfloat16_values
 from gpu_check.fragments import to_matrix, wgmma_a_map, wgmma_d_map

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,32 +14,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check import env, layout, machine, nvcc, peers, probe_worker, runner, timing
 from gpu_check.exact import gradient_errors
 from gpu_check.peer_calls import PEERS, Peer
 from gpu_check.peer_cases import PeerCase, attention_cases, decode_cases, rope_cases
 from gpu_check.report import ROOT, Context
+from visits import run_script
 
-SCRIPT = ROOT / "tools" / "gpu_check.sh"
 PTX = ROOT / "csrc" / "cuda" / "ptx"
 STAGES = ("env", "build", "layout", "peers")
 needs_nvcc = pytest.mark.skipif(
     machine.find_nvcc() is None, reason="nvcc is not on this machine: nothing can be compiled"
 )
-
-
-def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"PATH": path} | environment,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_gpu_check import run_script
-from torch import Tensor
-
-from drope_kernels import dispatch
-from drope_kernels.backends import reference
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check import (
     named_cases,
     profiling,
@@ -29,6 +20,11 @@ from gpu_check import (
 from gpu_check.accelerator import StandIn
 from gpu_check.package import Package
 from gpu_check.report import ROOT, Context
+from torch import Tensor
+from visits import run_script
+
+from drope_kernels import dispatch
+from drope_kernels.backends import reference
 
 STAGES = (
     *("cases-triton", "cases", "stress", "bench-quick", "launch", "sanitizer", "profile", "train"),

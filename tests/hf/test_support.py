@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from hf_models import FAMILIES, build
+from repository import ROOT
 
 from drope_kernels import hf
 from drope_kernels.hf.support import ENGINES, refusal
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "export.md"
+DOCUMENT = ROOT / "docs" / "export.md"
 
 
 def test_every_family_and_engine_has_a_cell() -> None:

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 import drope_kernels
 from drope_kernels import _C
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

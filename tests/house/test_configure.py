@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from gpu_check.machine import find_nvcc
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="needs cmake")
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc")

@@ -13,12 +13,11 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "one-algorithm-three-languages.md"
 FOLDERS = {
     "CPU": "csrc/cpu",

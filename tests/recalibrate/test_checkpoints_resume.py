@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import resumed_runs
 import torch
 import transformers
 from resumed_runs import RUNS, STEPS
@@ -24,9 +24,11 @@ def lives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lives")
     texts = [("to be or not to be " * 3)[i : 7 + 2 * i] for i in range(14)]
     pack_documents(documents_of(*texts), byte_tokenizer(), folder / "packed", validation_share=0)
-    script = Path(__file__).with_name("resumed_runs.py")
     run = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300
+        [sys.executable, resumed_runs.__file__, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     return folder

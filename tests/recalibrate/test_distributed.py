@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import distributed_runs
 import pytest
 import torch
 from hf_models import build, tokens
+from repository import ROOT
 from safetensors.torch import load_file
 from training import config, counting_rows, tiny_decoder
 
@@ -22,8 +22,7 @@ from drope_kernels.recalibrate import recalibrate
 from drope_kernels.recalibrate.distributed import decoder_layers
 
 PROGRAM = distributed_runs.__file__
-REPOSITORY = str(Path(PROGRAM).parents[1])
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": REPOSITORY}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 if "PYTHONPATH" in os.environ:
     ENVIRONMENT["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

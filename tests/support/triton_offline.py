@@ -26,6 +26,7 @@ from typing import Any
 
 import triton
 import triton_calls
+from repository import ROOT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,7 +37,6 @@ from triton.runtime.jit import JITFunction
 
 from drope_kernels.backends.triton import TritonBackend, launch
 
-ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "triton-cache"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 COUNTED = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDL", "STL")

@@ -124,7 +124,7 @@ def rotated_keys(call: Call) -> Tensor:
 
 
 def check(call: Call, results: tuple[Tensor, Tensor]) -> None:
-    """out and lse against float64, by the rule of tests/tolerance.py."""
+    """out and lse against float64, by the rule of tests/support/tolerance.py."""
     leaves = {"q": call.q, "k": call.k, "v": call.v}
     if isinstance(call.scale, Tensor):
         leaves["scale"] = call.scale

@@ -1,4 +1,4 @@
-// csrc/cuda/heuristics.h for tests/test_cuda_heuristics.py, as C functions.
+// csrc/cuda/heuristics.h for test_heuristics.py, as C functions.
 #include "../../csrc/cuda/heuristics.h"
 
 using namespace drope::cuda;

@@ -6,16 +6,10 @@ call and the sm_80 backward, as an H100 does.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from cases import BY_NAME, CASES, Case
 from checker import EMULATED, check_case
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from emulation.attention import SM86, SM90A, EmulatedBackend, emulated
 from emulation.library import LATEST, RANDOM
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from emulation.attention import (
     SM80,
     SM90A,
@@ -24,6 +19,7 @@ from emulation.attention import (
     load_backends,
     registered,
 )
+from torch import Tensor
 
 import drope_kernels as dk
 from drope_kernels.backends import reference

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from calls import Call, make_call
 from cases import BY_NAME, CASES, Case
 from checker import EMULATED
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from emulation.attention import SM80, SM90A, EmulatedBackend, emulated
 from emulation.library import RANDOM
+from torch import Tensor
 
 import drope_kernels as dk
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from emulation.attention import (
     SM80,
     SM90A,
@@ -25,6 +19,7 @@ from emulation.attention import (
 )
 from emulation.library import AT_ISSUE, LATEST, RANDOM
 from emulation.planted_attention import BUGS, AttentionBug
+from torch import Tensor
 
 import drope_kernels as dk
 

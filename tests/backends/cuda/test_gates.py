@@ -18,10 +18,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 import drope_kernels as dk
 
-ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "CMakeFiles"
 LOGS = sorted(BUILD.glob("drope_cuda_sm*/**/*.ptxas.txt"))
 SUFFIX = ".cu.o.ptxas.txt"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).parent / "cpp/heuristics.cpp"
+SOURCE = Path(__file__).with_name("heuristics.cpp")
 MIB = 1 << 20
 H100_SLOTS = 2 * 132
 int64 = ctypes.c_int64

@@ -8,15 +8,10 @@ makes of the bare instructions is test_emulation.py's.
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
 from emulation.library import (
     AT_ISSUE,
     FOLDER,
