@@ -1,4 +1,4 @@
-// Tiles that the layout tests choose from by number. ../../../test_cuda_layouts.py has the same
+// Tiles that the layout tests choose from by number; tests/backends/cuda/test_tile.py has the same
 // list.
 #pragma once
 
