@@ -2,8 +2,8 @@
 // list.
 #pragma once
 
-#include "../../../../csrc/cuda/tile/smem_tile.h"
 #include "../../../../tools/gpu_check/probes/probe.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::probes {
 
