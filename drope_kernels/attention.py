@@ -7,11 +7,11 @@ from typing import Any, Literal, Never, Unpack, overload
 import torch
 from torch import Tensor
 
-from drope_kernels import ops, validate
-from drope_kernels.dispatch import explain_spec
+from drope_kernels.call import ops, validate
+from drope_kernels.call.dispatch import explain_spec
+from drope_kernels.call.interop import through_dlpack
+from drope_kernels.call.options import A, Array, AttentionOptions, PackedOptions
 from drope_kernels.frequencies import constant
-from drope_kernels.interop import through_dlpack
-from drope_kernels.options import A, Array, AttentionOptions, PackedOptions
 from drope_kernels.rope import DEFAULT_ROPE, Rope
 
 

@@ -12,8 +12,8 @@ import torch
 from test_gpu_check import run_script
 from torch import Tensor
 
-from drope_kernels import dispatch
 from drope_kernels.backends import reference
+from drope_kernels.call import dispatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 

@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from drope_kernels.layout import empty_gradients, empty_in_order_of
-from drope_kernels.packed import join_backward, join_forward
-from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
+from drope_kernels.spec.layout import empty_gradients, empty_in_order_of
+from drope_kernels.spec.packed import join_backward, join_forward
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, Rotation
 
 NAME = "reference"
 decode = None  # append, then forward

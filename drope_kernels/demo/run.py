@@ -14,16 +14,16 @@ from rich.console import Console
 
 import drope_kernels
 from drope_kernels import available_backends, build_info
+from drope_kernels.call.dispatch import check_name
+from drope_kernels.console.signals import sigterm_raises
 from drope_kernels.demo.config import DemoConfig
 from drope_kernels.demo.corpus import Corpus, load_corpus
 from drope_kernels.demo.findings import caveats, findings
 from drope_kernels.demo.lanes import Outcome, run_lanes
 from drope_kernels.demo.plan import lanes, row_order
 from drope_kernels.demo.progress import DemoProgress
-from drope_kernels.dispatch import check_name
 from drope_kernels.evaluate.console import print_report
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
-from drope_kernels.sigterm import sigterm_raises
 
 TITLE = "DroPE on a small decoder: pretrain with RoPE, drop it, recalibrate, measure"
 

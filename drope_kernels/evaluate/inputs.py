@@ -50,9 +50,9 @@ def read_texts(sources: Sequence[Path], text_column: str) -> list[str]:
     """The documents of text, JSONL and Parquet files.
 
     Raises:
-        ValueError, ImportError: as `recalibrate.documents.read_documents`.
+        ValueError, ImportError: as `texts.documents.read_documents`.
     """
-    from drope_kernels.recalibrate.documents import read_documents
+    from drope_kernels.texts.documents import read_documents
 
     return [document.text for document in read_documents(list(sources), text_column=text_column)]
 

@@ -12,10 +12,10 @@ except ImportError as error:
 from drope_kernels.recalibrate.callbacks import LengthSweep
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import PackedRows, TokenRows, packed_rows
-from drope_kernels.recalibrate.documents import Document, Documents, read_documents
 from drope_kernels.recalibrate.packed_folder import PackedFolder
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
+from drope_kernels.texts.documents import Document, Documents, read_documents
 
 __all__ = [
     "Document",

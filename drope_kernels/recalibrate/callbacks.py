@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from drope_kernels.loss import next_token_targets, token_losses
+from drope_kernels.nn.loss import next_token_targets, token_losses
 
 
 class ProgressBar(TrainerCallback):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.append import append_and_attend
-from drope_kernels.check_values import check_decode_values
-from drope_kernels.dispatch import select
-from drope_kernels.layout import empty_in_order_of, is_aligned
-from drope_kernels.ops import LIBRARY, clamp_window, without_autocast
-from drope_kernels.spec import AttentionSpec, DecodeInputs, Rotation
+from drope_kernels.backends.reference_decode import append_and_attend
+from drope_kernels.call.check_values import check_decode_values
+from drope_kernels.call.dispatch import select
+from drope_kernels.call.ops import LIBRARY, clamp_window, without_autocast
+from drope_kernels.spec.layout import empty_in_order_of, is_aligned
+from drope_kernels.spec.spec import AttentionSpec, DecodeInputs, Rotation
 
 LIBRARY.define(
     "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "

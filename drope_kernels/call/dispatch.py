@@ -10,8 +10,8 @@ from typing import Protocol, cast
 import torch
 
 from drope_kernels.build import cuda_unavailable_reason
-from drope_kernels.packed import Backward, Decode, Forward
-from drope_kernels.spec import AttentionSpec
+from drope_kernels.spec.packed import Backward, Decode, Forward
+from drope_kernels.spec.spec import AttentionSpec
 
 # Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
 _ORDER = ("cuda", "triton", "cpu", "reference")

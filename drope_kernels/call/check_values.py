@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 MAX_POSITION = 2**24  # integers up to here are exact in float32; turns are accurate up to here
 

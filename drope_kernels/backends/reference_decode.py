@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from drope_kernels.backends.reference import compute_dtype, rotate
-from drope_kernels.check_values import readable
-from drope_kernels.layout import empty_in_order_of
-from drope_kernels.packed import Forward
-from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
+from drope_kernels.call.check_values import readable
+from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.packed import Forward
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs, Rotation
 
 
 def append_and_attend(inputs: DecodeInputs, forward: Forward) -> tuple[Tensor, Tensor]:
