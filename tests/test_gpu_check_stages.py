@@ -81,10 +81,12 @@ class Wrong:
     unavailable = staticmethod(lambda: None)
     supports = staticmethod(reference.supports)
     backward = staticmethod(reference.backward)
-    decode = None
 
     def __init__(self, name: str, fault: Any) -> None:
         self.NAME, self.fault, self.calls = name, fault, 0
+
+    def decode(self, inputs: Any) -> tuple[Tensor, ...]:
+        return reference.append_and_attend(inputs, self.forward)
 
     def forward(self, inputs: Any, **options: Any) -> tuple[Tensor, ...]:
         out, *rest = reference.forward(inputs, **options)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.backends.reference_decode import append_and_attend
 from drope_kernels.call.check_values import check_decode_values
 from drope_kernels.call.dispatch import select
 from drope_kernels.call.ops import LIBRARY, clamp_window, without_autocast
@@ -98,9 +97,7 @@ def _attention_decode(*call: Any) -> tuple[Tensor, Tensor]:
     chosen = select(spec_of(inputs), backend)
     check_decode_values(inputs)
     with without_autocast(inputs.q.device.type):
-        if chosen.decode is not None:
-            return chosen.decode(inputs)
-        return append_and_attend(inputs, chosen.forward)
+        return chosen.decode(inputs)
 
 
 def _attention_decode_fake(

@@ -31,7 +31,7 @@ class Backend(Protocol):
     NAME: str
     forward: Forward
     backward: Backward
-    decode: Decode | None  # None: decode is append, then forward
+    decode: Decode
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine at all."""

@@ -21,7 +21,6 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from drope_kernels.build import build_info
-from drope_kernels.evaluate.loss import text_windows
 from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import (
@@ -45,6 +44,7 @@ from drope_kernels.recalibrate.progress import RunProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
 PATIENCE = 600  # seconds that a process waits for the first one's checks

@@ -38,7 +38,7 @@ class Backward(Protocol):
 
 
 class Decode(Protocol):
-    """The native decode of a backend: out (B, Hq, Sq, Dv) and lse, caches written."""
+    """The decode of a backend: out (B, Hq, Sq, Dv) and lse, caches written."""
 
     def __call__(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]: ...
 
