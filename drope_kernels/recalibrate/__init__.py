@@ -2,6 +2,7 @@
 
 try:
     import accelerate
+    import rich
     import transformers
 except ImportError as error:
     raise ImportError(
@@ -32,4 +33,4 @@ __all__ = [
     "recalibrate",
 ]
 
-del accelerate, transformers  # only asked whether they are there
+del accelerate, rich, transformers  # only asked whether they are there

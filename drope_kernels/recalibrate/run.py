@@ -40,7 +40,7 @@ from drope_kernels.recalibrate.preflight import (
     is_first_process,
     num_devices,
 )
-from drope_kernels.recalibrate.progress import RunProgress
+from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
@@ -179,7 +179,7 @@ def _train(
     if begun_at:
         say(f"going on from {whole[-1]}")
     with contextlib.ExitStack() as cleanup:
-        progress = RunProgress("recalibrate")
+        progress = TrainingProgress("recalibrate", lines=True)
         cleanup.callback(progress.close)
         callbacks: list[TrainerCallback] = [*watchers, progress]
         if plan.config.tensorboard and is_first_process():
