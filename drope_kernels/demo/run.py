@@ -23,8 +23,8 @@ from drope_kernels.demo.findings import caveats, findings
 from drope_kernels.demo.lanes import Outcome, run_lanes
 from drope_kernels.demo.plan import lanes, row_order
 from drope_kernels.demo.progress import INDENT, StageBars
-from drope_kernels.evaluate.console import print_report
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
+from drope_kernels.evaluate.terminal import print_report
 
 TITLE = "DroPE on a small decoder: pretrain with RoPE, drop it, recalibrate, measure"
 

@@ -51,8 +51,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         from drope_kernels.console.progress import Progress
-        from drope_kernels.evaluate.console import print_report
         from drope_kernels.evaluate.run import evaluate, prepare
+        from drope_kernels.evaluate.terminal import print_report
     except ImportError as error:
         return _fail(
             f"{error.name or error} is missing: pip install 'drope_kernels[eval]'",
