@@ -61,6 +61,7 @@ check: $(VENV)/stamp-install
 	$(BIN)/clang-format --dry-run -Werror $(CLANG_SOURCES) || status=1; \
 	$(BIN)/python tools/check_budgets.py || status=1; \
 	$(BIN)/mypy || status=1; \
+	said=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$said"; status=1; }; \
 	exit $$status
 
 format: $(VENV)/stamp-install

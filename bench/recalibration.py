@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from drope_kernels import hf
-from drope_kernels.loss import next_token_targets, token_losses
+from drope_kernels.nn.loss import next_token_targets, token_losses
 from drope_kernels.recalibrate import RecalibrationConfig, TokenRows, recalibrate
 
 from .timing import Samples, clock_for

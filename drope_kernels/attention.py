@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, Never, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from drope_kernels import ops, validate
-from drope_kernels.dispatch import explain_spec
-from drope_kernels.frequencies import constant
-from drope_kernels.interop import through_dlpack
-from drope_kernels.options import A, Array, AttentionOptions, PackedOptions
-from drope_kernels.rope import DEFAULT_ROPE, Rope
+from drope_kernels.call import ops, validate
+from drope_kernels.call.arguments import autocast, needs_grad, rope_arguments, scale_arguments
+from drope_kernels.call.dispatch import explain_spec
+from drope_kernels.call.interop import through_dlpack
+from drope_kernels.call.options import A, Array, AttentionOptions, PackedOptions
+from drope_kernels.rope import Rope
 
 
 @overload
@@ -245,7 +244,7 @@ def _dense_call(
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op `drope::attention_fwd`."""
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = autocast(q), autocast(k), autocast(v)
     validate.check_qkv(q, k, v)
     batch, num_heads_q, seqlen_q, _ = q.shape
     seqlen_kv = k.shape[2]
@@ -274,7 +273,7 @@ def _dense_call(
         *rope_arguments(rope, q, k, positions, kv_positions),
         None,
         None,
-        _needs_grad(q, k, v, scale),
+        needs_grad(q, k, v, scale),
         backend,
     )
 
@@ -295,7 +294,7 @@ def _packed_call(
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op: one batch row that holds every sequence."""
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = autocast(q), autocast(k), autocast(v)
     validate.check_qkv_packed(q, k, v)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     _, num_heads_q, total_q, _ = q.shape
@@ -325,50 +324,6 @@ def _packed_call(
         ),
         cu_seqlens_q,
         cu_seqlens_k,
-        _needs_grad(q, k, v, scale),
+        needs_grad(q, k, v, scale),
         backend,
-    )
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """q, k or v in the autocast dtype where autocast is on; what torch's own ops leave, stays."""
-    if not isinstance(x, Tensor) or x.dtype not in validate.AUTOCAST_DTYPES:
-        return x  # what is wrong with it is for `validate` to say
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
-
-
-def scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | None, float]:
-    """scale_rows (B, Hq, Sq) and scale of the op: autograd reduces the expansion."""
-    if isinstance(scale, Tensor):
-        return scale.expand(q.shape[:3]), 1.0
-    return None, q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def rope_arguments(
-    rope: Rope | bool,
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor | None,
-    kv_positions: Tensor | None,
-) -> tuple[Tensor | None, bool, float, Tensor | None, Tensor | None]:
-    """turns, interleaved, attention_factor, positions and kv_positions of the op."""
-    if rope is False:
-        return None, False, 1.0, None, None
-    if rope is True:
-        rope = DEFAULT_ROPE
-    validate.check_rope(rope, k.shape[1])
-    turns = rope.turns(q.shape[-1], q.device)
-    return turns, rope.interleaved, constant(rope.attention_factor), positions, kv_positions
-
-
-def _needs_grad(q: Tensor, k: Tensor, v: Tensor, scale: float | Tensor | None) -> bool:
-    """Whether the op should keep what its backward needs."""
-    return torch.is_grad_enabled() and (
-        q.requires_grad
-        or k.requires_grad
-        or v.requires_grad
-        or (isinstance(scale, Tensor) and scale.requires_grad)
     )

@@ -6,13 +6,13 @@ from typing import Any, Literal, Never, Unpack, overload
 
 from torch import Tensor
 
-from drope_kernels import decode_op, validate
-from drope_kernels.attention import rope_arguments, scale_arguments
-from drope_kernels.dispatch import check_name
-from drope_kernels.interop import through_dlpack
-from drope_kernels.options import A, Array, DecodeOptions
+from drope_kernels.call import decode_op, validate
+from drope_kernels.call.arguments import rope_arguments, scale_arguments
+from drope_kernels.call.dispatch import check_name
+from drope_kernels.call.interop import through_dlpack
+from drope_kernels.call.options import A, Array, DecodeOptions
+from drope_kernels.call.validate_decode import check_decode
 from drope_kernels.rope import Rope
-from drope_kernels.validate_decode import check_decode
 
 
 @overload

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.interop import through_dlpack
-from drope_kernels.options import A
-from drope_kernels.validate_decode import check_parts
+from drope_kernels.call.interop import through_dlpack
+from drope_kernels.call.options import A
+from drope_kernels.call.validate_decode import check_parts
 
 
 def merge_attention(outs: Sequence[A], lses: Sequence[A]) -> tuple[A, A]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from checker import EMULATED, INTERPRETED
 
-from drope_kernels import dispatch
 from drope_kernels.backends.triton import TritonBackend
+from drope_kernels.call import dispatch
 
 if TYPE_CHECKING:
     from emulation.attention import EmulatedBackend

@@ -19,7 +19,7 @@ from tolerance import MismatchError
 from torch import Tensor
 
 from drope_kernels.backends import reference
-from drope_kernels.spec import AttentionInputs, Rotation
+from drope_kernels.spec.spec import AttentionInputs, Rotation
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
 INTACT_FORWARD, INTACT_BACKWARD, INTACT_ROTATE = (

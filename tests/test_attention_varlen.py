@@ -13,7 +13,7 @@ from operands import int32
 from torch import Tensor
 
 import drope_kernels as dk
-from drope_kernels import ops
+from drope_kernels.call import ops
 
 on_every_backend = pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED], indirect=True)
 HQ, HKV, D = 4, 2, 16

@@ -24,7 +24,7 @@ from decodes import (
 )
 from torch import Tensor
 
-from drope_kernels import decode_op
+from drope_kernels.call import decode_op
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 EVERYWHERE = (*BACKENDS, *EMULATED)

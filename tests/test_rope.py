@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import drope_kernels as dk
 from drope_kernels.backends.reference import rotate
-from drope_kernels.spec import Rotation
+from drope_kernels.spec.spec import Rotation
 
 CPU = torch.device("cpu")
 # float32: a power rounded once, a division and a product, of up to 1.2e-7 each. The error of the

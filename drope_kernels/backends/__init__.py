@@ -1,1 +1,1 @@
-"""One module per backend; `drope_kernels.dispatch` holds their order and their protocol."""
+"""One module per backend; `drope_kernels.call.dispatch` holds their order and their protocol."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType, attention_params.h
 

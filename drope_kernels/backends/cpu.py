@@ -12,9 +12,9 @@ from drope_kernels.backends.addresses import (
     decode_arguments,
     strided,
 )
-from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_order_of
-from drope_kernels.packed import join_backward, join_forward
-from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
+from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.spec.packed import join_backward, join_forward
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cpu"
 

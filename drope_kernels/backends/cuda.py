@@ -14,13 +14,13 @@ from torch import Tensor
 from drope_kernels import _C
 from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
 from drope_kernels.build import cuda_unavailable_reason
-from drope_kernels.layout import (
+from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
     empty_in_order_of,
     is_aligned,
 )
-from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cuda"
 
@@ -62,7 +62,7 @@ def runs_on(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
 
 
 class CudaBackend:
-    """Follows `drope_kernels.dispatch.Backend`.
+    """Follows `drope_kernels.call.dispatch.Backend`.
 
     Args:
         bindings: the compiled functions; their device may be an emulated one.

@@ -14,16 +14,17 @@ from rich.console import Console
 
 import drope_kernels
 from drope_kernels import available_backends, build_info
+from drope_kernels.call.dispatch import check_name
+from drope_kernels.console.progress import Progress
+from drope_kernels.console.signals import sigterm_raises
 from drope_kernels.demo.config import DemoConfig
 from drope_kernels.demo.corpus import Corpus, load_corpus
 from drope_kernels.demo.findings import caveats, findings
 from drope_kernels.demo.lanes import Outcome, run_lanes
 from drope_kernels.demo.plan import lanes, row_order
-from drope_kernels.demo.progress import DemoProgress
-from drope_kernels.dispatch import check_name
-from drope_kernels.evaluate.console import print_report
+from drope_kernels.demo.progress import INDENT, StageBars
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
-from drope_kernels.sigterm import sigterm_raises
+from drope_kernels.evaluate.terminal import print_report
 
 TITLE = "DroPE on a small decoder: pretrain with RoPE, drop it, recalibrate, measure"
 
@@ -49,8 +50,9 @@ def run_demo(config: DemoConfig, out: Path, num_lanes: int, command: str) -> Rep
         corpus = load_corpus()
         text_seconds = time.perf_counter() - start
         _print_start(console, config, corpus, num_lanes)
-        with DemoProgress([stage for lane in planned for stage in lane], console) as progress:
-            outcome = run_lanes(planned, config, corpus, Path(workplace), progress.show)
+        with Progress(console, INDENT) as progress:
+            bars = StageBars([stage for lane in planned for stage in lane], progress)
+            outcome = run_lanes(planned, config, corpus, Path(workplace), bars.show)
         outcome.seconds = {"read and tokenize the text": text_seconds, **outcome.seconds}
         outcome.seconds["total"] = time.perf_counter() - start
         report = _report(config, corpus, outcome, num_lanes, command)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from drope_kernels.decoder_config import DecoderConfig
 from drope_kernels.demo.config import NORM_EPS, THETA, DemoConfig
 from drope_kernels.demo.corpus import Corpus
 from drope_kernels.demo.mixture import training_sequences
@@ -31,6 +30,7 @@ from drope_kernels.evaluate import (
     window_losses,
 )
 from drope_kernels.nn import DecoderLM
+from drope_kernels.nn.config import DecoderConfig
 from drope_kernels.recalibrate import RecalibrationConfig, TokenRows, recalibrate
 from drope_kernels.rope import Rope
 from drope_kernels.scale import LogScale

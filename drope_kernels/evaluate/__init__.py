@@ -13,7 +13,6 @@ from drope_kernels.evaluate.loss import (
     log_spaced_edges,
     loss_by_position,
     mean_loss,
-    text_windows,
     window_losses,
 )
 from drope_kernels.evaluate.model_calls import DecodingModel, LanguageModel, SplitModel
@@ -27,6 +26,7 @@ from drope_kernels.evaluate.needle import (
 from drope_kernels.evaluate.sweep import SweepData, SweepRow, draw_sweep, row_named, run_sweep
 from drope_kernels.evaluate.temperature import fit_log_slope, fit_temperature
 from drope_kernels.evaluate.written_needles import WRITTEN_TASKS, WrittenCases, write_cases
+from drope_kernels.texts.windows import text_windows
 
 __all__ = [
     "ROPE_METHODS",

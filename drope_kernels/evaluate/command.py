@@ -50,9 +50,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     try:
         from rich.console import Console
 
-        from drope_kernels.evaluate.console import print_report
-        from drope_kernels.evaluate.progress import EvaluationProgress
+        from drope_kernels.console.progress import Progress
         from drope_kernels.evaluate.run import evaluate, prepare
+        from drope_kernels.evaluate.terminal import print_report
     except ImportError as error:
         return _fail(
             f"{error.name or error} is missing: pip install 'drope_kernels[eval]'",
@@ -61,15 +61,15 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True)
     try:
         evaluation = _evaluation(arguments)
-        with EvaluationProgress(console) as progress:
-            prepared = prepare(evaluation, arguments.out, progress)
+        with Progress(console) as progress:
+            prepared = prepare(evaluation, arguments.out, progress.bar())
     except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
         return _fail(str(error), BAD_ARGUMENTS)
     except KeyboardInterrupt:
         return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
     try:
-        with EvaluationProgress(console) as progress:
-            report = evaluate(prepared, arguments.out, _command(arguments), progress)
+        with Progress(console) as progress:
+            report = evaluate(prepared, arguments.out, _command(arguments), progress.bar())
     except (ValueError, NotImplementedError, OSError, RuntimeError, MemoryError) as error:
         return _fail(f"{error or 'out of memory'}; {_kept(error, arguments.out)}", FAILED)
     except KeyboardInterrupt as error:

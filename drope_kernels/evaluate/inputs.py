@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from drope_kernels.evaluate.loss import text_windows
 from drope_kernels.evaluate.sweep import SweepData
 from drope_kernels.evaluate.tokens import encode_documents, first_token, split_text
 from drope_kernels.evaluate.written_needles import numbers_in, write_cases
+from drope_kernels.texts.windows import text_windows
 
 FIT_WINDOWS = 4  # one window to fit the temperature on for so many measured ones
 
@@ -50,9 +50,9 @@ def read_texts(sources: Sequence[Path], text_column: str) -> list[str]:
     """The documents of text, JSONL and Parquet files.
 
     Raises:
-        ValueError, ImportError: as `recalibrate.documents.read_documents`.
+        ValueError, ImportError: as `texts.documents.read_documents`.
     """
-    from drope_kernels.recalibrate.documents import read_documents
+    from drope_kernels.texts.documents import read_documents
 
     return [document.text for document in read_documents(list(sources), text_column=text_column)]
 

@@ -60,17 +60,6 @@ class PositionBucket:
     loss: MeanLoss
 
 
-def text_windows(text: Tensor, length: int, count: int) -> Tensor:
-    """(count, length) windows spread evenly over text (T,), not overlapping."""
-    if count < 1 or length * count > len(text):
-        raise ValueError(
-            f"text: expected at least length * count = {length * count} tokens and count >= 1, "
-            f"got {len(text)} tokens, count={count}"
-        )
-    stride = len(text) // count
-    return torch.stack([text[i * stride : i * stride + length] for i in range(count)])
-
-
 def window_losses(
     model: LanguageModel, windows: Tensor, max_tokens: int = DEFAULT_BATCH_TOKENS
 ) -> Tensor:

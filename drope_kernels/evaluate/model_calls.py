@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.loss import token_losses
+from drope_kernels.nn.loss import token_losses
 
 # input_ids (B, S) int64 -> logits (B, S, V), or an object that carries them as `.logits`.
 LanguageModel = Callable[[Tensor], Any]

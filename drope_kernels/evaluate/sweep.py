@@ -14,7 +14,6 @@ from drope_kernels.evaluate.loss import (
     PositionBucket,
     loss_by_position,
     mean_loss,
-    text_windows,
     window_losses,
 )
 from drope_kernels.evaluate.model_calls import DEFAULT_BATCH_TOKENS, LanguageModel
@@ -26,6 +25,7 @@ from drope_kernels.evaluate.needle import (
     score_needles,
 )
 from drope_kernels.evaluate.written_needles import WrittenCases
+from drope_kernels.texts.windows import text_windows
 
 # The model to use for inputs of a given length: a scaled RoPE or a temperature depends on it.
 ModelAtLength = Callable[[int], LanguageModel]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from drope_kernels.dispatch import available_backends
+from drope_kernels.call.dispatch import available_backends
 from drope_kernels.hf.apply import check_applied
 from drope_kernels.hf.cache import RawDynamicCache, RawKeys, check_positions, require_raw
 from drope_kernels.hf.families import is_decoder

@@ -2,6 +2,7 @@
 
 try:
     import accelerate
+    import rich
     import transformers
 except ImportError as error:
     raise ImportError(
@@ -12,10 +13,10 @@ except ImportError as error:
 from drope_kernels.recalibrate.callbacks import LengthSweep
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import PackedRows, TokenRows, packed_rows
-from drope_kernels.recalibrate.documents import Document, Documents, read_documents
 from drope_kernels.recalibrate.packed_folder import PackedFolder
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
+from drope_kernels.texts.documents import Document, Documents, read_documents
 
 __all__ = [
     "Document",
@@ -32,4 +33,4 @@ __all__ = [
     "recalibrate",
 ]
 
-del accelerate, transformers  # only asked whether they are there
+del accelerate, rich, transformers  # only asked whether they are there

@@ -1,67 +1,16 @@
-"""What happens beside the steps: progress bar, TensorBoard, length sweeps."""
+"""What happens beside the steps: TensorBoard, length sweeps."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from drope_kernels.loss import next_token_targets, token_losses
-
-
-class ProgressBar(TrainerCallback):
-    """Steps, speed, time left and the last logged loss; silent where stderr is no terminal."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self.description,
-                unit="step",
-                dynamic_ncols=True,
-                mininterval=0.2,
-            )
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it stands, also after an interrupt."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+from drope_kernels.nn.loss import next_token_targets, token_losses
 
 
 class TensorBoard(TrainerCallback):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from drope_kernels.loss import IGNORED_LABEL
+from drope_kernels.nn.loss import IGNORED_LABEL
 from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder, Split
 
 Columns = dict[str, Tensor]

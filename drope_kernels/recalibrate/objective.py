@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from drope_kernels.hf.head import decoder_states, head_logits, is_split
-from drope_kernels.loss import causal_lm_loss, chunked_causal_lm_loss, distillation_loss
 from drope_kernels.nn import DecoderLM
+from drope_kernels.nn.loss import causal_lm_loss, chunked_causal_lm_loss, distillation_loss
 
 _DISTILLATION_CHUNK = 256  # positions, where loss_chunk does not say
 

@@ -15,7 +15,6 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from drope_kernels.build import build_info
-from drope_kernels.recalibrate.documents import Document, Documents
 from drope_kernels.recalibrate.packed_folder import (
     FORMAT,
     SPLITS,
@@ -26,6 +25,7 @@ from drope_kernels.recalibrate.packed_folder import (
     write_metadata,
     written_whole,
 )
+from drope_kernels.texts.documents import Document, Documents
 
 CHARACTERS_AT_ONCE = 1 << 20  # tokenizing takes some 140 bytes of memory for each
 Progress = Callable[[int, int], None]

@@ -18,9 +18,9 @@ from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
 from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
-from drope_kernels.recalibrate.documents import Documents, read_documents
 from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
+from drope_kernels.texts.documents import Documents, read_documents
 
 SETTINGS, RESULT, MODEL, DATA = "settings.json", "result.json", "model", "data"
 

@@ -1,28 +1,40 @@
-"""Progress of a run: a bar with time left on a terminal, plain lines elsewhere."""
+"""Progress of a training: a bar with time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
-import time
-from datetime import timedelta
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from drope_kernels.recalibrate.callbacks import ProgressBar
+from drope_kernels.console.progress import Bar, Progress, clock
 
 
-class RunProgress(ProgressBar):
-    """Steps, tokens a second, time left, losses; a line per log entry where there is no terminal.
+class TrainingProgress(TrainerCallback):
+    """Steps, tokens a second, time left, losses; of the first process only.
 
-    Of the first process only.
+    Args:
+        description: what the bar is called.
+        lines: a line per log entry where stderr is no terminal; False: silent there.
     """
+
+    def __init__(self, description: str, *, lines: bool) -> None:
+        self.description, self.lines = description, lines
+        self.progress = Progress(Console(stderr=True))
+        self.bar: Bar | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        super().on_train_begin(args, state, control)
-        self.began, self.first_step = time.perf_counter(), state.global_step
+        if state.is_world_process_zero and (self.lines or self.progress.has_bars):
+            self.bar = self.progress.bar(self.description, state.max_steps, state.global_step)
+            self.progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.add(state.global_step - self.bar.done)
 
     def on_log(
         self,
@@ -33,37 +45,37 @@ class RunProgress(ProgressBar):
         **_: Any,
     ) -> None:
         told = _told(logs or {})
-        if not told or not state.is_world_process_zero:
+        if not told or self.bar is None:
             return
-        if self.bar is not None:
-            if "eval_loss" in (logs or {}):
-                self.bar.write(f"step {state.global_step}: {told}", file=sys.stderr)
-            else:
-                self.bar.set_postfix_str(told, refresh=False)
-            return
-        done = state.global_step - self.first_step
-        elapsed = time.perf_counter() - self.began
-        left = elapsed * (state.max_steps - state.global_step) / max(done, 1)
-        print(
-            f"{self.description}: step {state.global_step}/{state.max_steps}, {told}, "
-            f"{_clock(elapsed)} elapsed, {_clock(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        if not self.progress.has_bars:
+            self.progress.write(
+                f"{self.description}: step {state.global_step}/{state.max_steps}, {told}, "
+                f"{clock(self.bar.elapsed())} elapsed, {clock(self.bar.left())} left"
+            )
+        elif "eval_loss" in (logs or {}):
+            self.progress.write(f"step {state.global_step}: {told}")
+        else:
+            self.bar.note = told
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands, also after an interrupt."""
+        self.progress.close()
 
 
 def _told(logs: dict[str, float]) -> str:
-    """The numbers worth a line; empty where a log entry has none of them."""
+    """The numbers worth a line, most telling first; empty where a log entry has none of them."""
     if "eval_loss" in logs:
         return f"validation loss {logs['eval_loss']:.4f}"
     if "loss" not in logs:
         return ""
     parts = [f"loss {logs['loss']:.4f}"]
+    speed = logs.get("tokens_per_second")
+    parts += [f"{speed:,.0f} tokens/s"] if speed is not None else []
     parts += [f"{name} {logs[name]:.4f}" for name in ("ce", "kl") if name in logs]
     parts += [f"lr {logs['learning_rate']:.2e}"] if "learning_rate" in logs else []
-    speed = logs.get("tokens_per_second")
-    return ", ".join(parts + ([f"{speed:,.0f} tokens/s"] if speed is not None else []))
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return ", ".join(parts)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from drope_kernels.recalibrate.callbacks import ProgressBar, TensorBoard
+from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import Start, find_start
 from drope_kernels.recalibrate.checks import check_data, check_model, check_teacher
 from drope_kernels.recalibrate.config import RecalibrationConfig
@@ -23,6 +23,7 @@ from drope_kernels.recalibrate.distillation import Teacher
 from drope_kernels.recalibrate.distributed import ShardedTrainer
 from drope_kernels.recalibrate.identity import RunIdentity
 from drope_kernels.recalibrate.objective import check_parts, losses_from_forward
+from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.trainer import WeightedTrainer, training_arguments
 
 
@@ -100,7 +101,7 @@ def recalibrate(
             beside.append(TensorBoard(folder / "runs", after=start.step))
             cleanup.callback(beside[-1].close)
         if description is not None:
-            beside.append(ProgressBar(description))
+            beside.append(TrainingProgress(description, lines=False))
             cleanup.callback(beside[-1].close)
         cleanup.enter_context(losses_from_forward(model, compiled=config.compile))
         if config.activation_checkpointing:

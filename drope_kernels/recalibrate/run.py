@@ -21,7 +21,6 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from drope_kernels.build import build_info
-from drope_kernels.evaluate.loss import text_windows
 from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import (
@@ -41,10 +40,11 @@ from drope_kernels.recalibrate.preflight import (
     is_first_process,
     num_devices,
 )
-from drope_kernels.recalibrate.progress import RunProgress
+from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
 PATIENCE = 600  # seconds that a process waits for the first one's checks
@@ -179,7 +179,7 @@ def _train(
     if begun_at:
         say(f"going on from {whole[-1]}")
     with contextlib.ExitStack() as cleanup:
-        progress = RunProgress("recalibrate")
+        progress = TrainingProgress("recalibrate", lines=True)
         cleanup.callback(progress.close)
         callbacks: list[TrainerCallback] = [*watchers, progress]
         if plan.config.tensorboard and is_first_process():

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from drope_kernels.loss import target_weights
+from drope_kernels.nn.loss import target_weights
 from drope_kernels.recalibrate.checkpoints import CheckpointedTrainer, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import Columns, FilledRows

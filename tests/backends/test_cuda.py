@@ -13,11 +13,11 @@ import torch
 from specs import SERVED
 
 import drope_kernels as dk
-from drope_kernels import dispatch
 from drope_kernels.backends.cuda import CudaBackend, family_of, runs_on
 from drope_kernels.build import cuda_unavailable_reason
-from drope_kernels.layout import is_aligned
-from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
+from drope_kernels.call import dispatch
+from drope_kernels.spec.layout import is_aligned
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs, Rotation
 
 
 class Device:

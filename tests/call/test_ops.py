@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import drope_kernels as dk
-from drope_kernels import dispatch
+from drope_kernels.call import dispatch
 
 
 def transposed(x: Tensor) -> Tensor:

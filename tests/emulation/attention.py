@@ -17,8 +17,8 @@ import pytest
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drope_kernels import dispatch
 from drope_kernels.backends.cuda import CudaBackend
+from drope_kernels.call import dispatch
 
 from .library import (
     AT_ISSUE,

@@ -7,8 +7,8 @@ import torch
 from decoders import tiny_decoder, token_ids
 from safetensors.torch import save_file
 
-from drope_kernels.loss import causal_lm_loss
 from drope_kernels.nn import DecoderConfig, DecoderLM, DropeAttention
+from drope_kernels.nn.loss import causal_lm_loss
 from drope_kernels.rope import Rope
 from drope_kernels.scale import LogScale
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from training import config
 
 from drope_kernels.hf import use_kernels
-from drope_kernels.loss import IGNORED_LABEL, causal_lm_loss, next_token_targets
+from drope_kernels.nn.loss import IGNORED_LABEL, causal_lm_loss, next_token_targets
 from drope_kernels.recalibrate import PackedRows, pack_documents, recalibrate
 
 EOS = 256

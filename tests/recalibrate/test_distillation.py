@@ -12,7 +12,7 @@ from hf_models import build
 from training import CONTEXT, VOCAB, config, counting_rows, parameters_of, tiny_decoder, tiny_llama
 
 from drope_kernels.hf import drop_positions, use_kernels
-from drope_kernels.loss import distillation_loss
+from drope_kernels.nn.loss import distillation_loss
 from drope_kernels.recalibrate import TokenRows, recalibrate
 
 W, T = 0.3, 2.5

@@ -12,7 +12,7 @@ import torch
 import transformers
 from training import CONTEXT, VOCAB, config, counting_rows, parameters_of, tiny_decoder, tiny_llama
 
-from drope_kernels.loss import causal_lm_loss
+from drope_kernels.nn.loss import causal_lm_loss
 from drope_kernels.recalibrate import (
     LengthSweep,
     TokenRows,

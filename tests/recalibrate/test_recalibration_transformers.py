@@ -16,7 +16,7 @@ from texts import byte_tokenizer, documents_of
 from training import CONTEXT, VOCAB, config, counting_rows, parameters_of, tiny_decoder, tiny_llama
 
 from drope_kernels.hf import drop_positions, use_kernels
-from drope_kernels.loss import causal_lm_loss
+from drope_kernels.nn.loss import causal_lm_loss
 from drope_kernels.recalibrate import PackedRows, TokenRows, pack_documents, recalibrate
 
 

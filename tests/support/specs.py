@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from drope_kernels.spec import AttentionSpec
+from drope_kernels.spec.spec import AttentionSpec
 
 SERVED = AttentionSpec(
     device="cuda",

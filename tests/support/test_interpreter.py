@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
 import drope_kernels as dk
-from drope_kernels import dispatch
+from drope_kernels.call import dispatch
 
 SIZE = 1024
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs, Rotation
 
 DTYPES = ("bfloat16", "float16", "float32")
 HEAD_DIMS = (16, 32, 64, 80, 128, 256)

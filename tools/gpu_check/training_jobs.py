@@ -84,8 +84,8 @@ def train(model: Any, sizes: Sizes, where: StandIn) -> dict[str, Any]:
 
 def run_job(job: str, where: StandIn) -> dict[str, Any]:
     """The job is the backend's name, or "list": pretraining, the drop, then recalibration."""
-    from drope_kernels.decoder_config import DecoderConfig
     from drope_kernels.nn import DecoderLM
+    from drope_kernels.nn.config import DecoderConfig
 
     if job == "list":
         return {"backends": [name for name in where.backends if name != SM80]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels.backends.triton.params import MAX_SEQLEN
-from drope_kernels.spec import AttentionInputs, AttentionSpec, DecodeInputs
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "triton"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,7 +31,7 @@ def _launcher(name: str) -> ModuleType:
 
 
 class TritonBackend:
-    """Follows `drope_kernels.dispatch.Backend`.
+    """Follows `drope_kernels.call.dispatch.Backend`.
 
     Args:
         device_type: of the tensors it takes; "cpu" only under Triton's interpreter.

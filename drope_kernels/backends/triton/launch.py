@@ -11,8 +11,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from drope_kernels.backends.triton.config import family_of
-from drope_kernels.layout import is_aligned
-from drope_kernels.spec import Rotation
+from drope_kernels.spec.layout import is_aligned
+from drope_kernels.spec.spec import Rotation
 
 # Inside a tile of rows offsets are int32; no tile has more rows than this.
 _TALLEST_TILE = 256

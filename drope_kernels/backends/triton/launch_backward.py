@@ -41,8 +41,8 @@ from drope_kernels.backends.triton.params import (
 )
 from drope_kernels.backends.triton.schedule import tile_schedule
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.layout import empty_grad_scale, empty_gradients
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec.layout import empty_grad_scale, empty_gradients
+from drope_kernels.spec.spec import AttentionInputs
 
 _TALLEST_TILE = 128  # of queries
 

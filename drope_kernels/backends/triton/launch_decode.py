@@ -40,8 +40,8 @@ from drope_kernels.backends.triton.params import (
     shape_params,
 )
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.layout import empty_in_order_of
-from drope_kernels.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 COPY_BLOCK = 32
 MERGE_PARTS = 16

@@ -31,8 +31,8 @@ from drope_kernels.backends.triton.params import (
 from drope_kernels.backends.triton.prepare import prepare_kernel
 from drope_kernels.backends.triton.schedule import TileSchedule, tile_schedule
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.layout import empty_in_order_of
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.spec import AttentionInputs
 
 
 def forward(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs, Rotation
+from drope_kernels.spec.spec import AttentionInputs, Rotation
 
 MAX_SEQLEN = 2**28 - 1
 # MaskParams.behind and .ahead of calls without a window. Wider windows than this have no effect

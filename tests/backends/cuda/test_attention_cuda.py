@@ -23,7 +23,7 @@ from torch import Tensor
 
 import drope_kernels as dk
 from drope_kernels.backends import reference
-from drope_kernels.spec import AttentionInputs, DecodeInputs, Rotation
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs, Rotation
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the emulator switches stacks in x86-64 assembly"

@@ -29,7 +29,7 @@ from drope_kernels.backends.triton.params import (
 )
 from drope_kernels.backends.triton.schedule import scheduled_tile, tile_schedule
 from drope_kernels.backends.triton.sequence import batch_row
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec.spec import AttentionInputs
 
 INT32 = 2**31
 BLOCK = 16  # of queries and of keys: the lengths below end inside of one

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from drope_kernels.decoder_config import DecoderConfig
+from drope_kernels.nn.config import DecoderConfig
 
 CONFIG_KEY = "drope_decoder_config"
 TIED_KEY = "lm_head.weight"  # left out when it is the embedding, as transformers does

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.values import readable
 
 MAX_POSITION = 2**24  # integers up to here are exact in float32; turns are accurate up to here
-
-
-def readable(x: Tensor | None) -> bool:
-    """Whether the values of `x` may be read on the host."""
-    return x is not None and (x.device.type == "cpu" or os.environ.get("DROPE_CHECK") == "1")
 
 
 def check_values(

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import DLDeviceType, from_dlpack
 
-from drope_kernels.ops import without_autocast
-from drope_kernels.options import Array
+from drope_kernels.call.ops import without_autocast
+from drope_kernels.call.options import Array
 
 __all__ = ["Array"]
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drope_kernels.attention import attention
-from drope_kernels.decoder_config import DecoderConfig, QKNorm, check_choice
-from drope_kernels.decoder_file import read_decoder, write_decoder
-from drope_kernels.loss import causal_lm_loss, chunked_causal_lm_loss
+from drope_kernels.nn.config import DecoderConfig, QKNorm, check_choice
+from drope_kernels.nn.file import read_decoder, write_decoder
+from drope_kernels.nn.loss import causal_lm_loss, chunked_causal_lm_loss
 from drope_kernels.rope import Rope
 from drope_kernels.scale import LogScale
 

@@ -10,8 +10,8 @@ from typing import Protocol, cast
 import torch
 
 from drope_kernels.build import cuda_unavailable_reason
-from drope_kernels.packed import Backward, Decode, Forward
-from drope_kernels.spec import AttentionSpec
+from drope_kernels.spec.packed import Backward, Decode, Forward
+from drope_kernels.spec.spec import AttentionSpec
 
 # Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
 _ORDER = ("cuda", "triton", "cpu", "reference")
@@ -31,7 +31,7 @@ class Backend(Protocol):
     NAME: str
     forward: Forward
     backward: Backward
-    decode: Decode | None  # None: decode is append, then forward
+    decode: Decode
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine at all."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from drope_kernels.spec import AttentionInputs
+from drope_kernels.spec.spec import AttentionInputs
 
 
 def is_aligned(x: Tensor) -> bool:

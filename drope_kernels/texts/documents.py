@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from drope_kernels.recalibrate.sources import Kind, Source, find_sources
+from drope_kernels.texts.sources import Kind, Source, find_sources
 
 MAX_WARNINGS = 10  # further corrupt parts are only counted
 _ROWS_AT_ONCE = 64  # of Parquet, whose row groups may be larger than memory

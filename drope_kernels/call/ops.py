@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from drope_kernels.check_values import check_values
-from drope_kernels.dispatch import select
-from drope_kernels.layout import (
+from drope_kernels.call.check_values import check_values
+from drope_kernels.call.dispatch import select
+from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
     empty_in_order_of,
     is_aligned,
 )
-from drope_kernels.spec import AttentionInputs, AttentionSpec, Rotation
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, Rotation
 
 _NOTHING = nullcontext()
 _WIDEST_WINDOW = 2**40  # beyond any two indices; wider ones would overflow an int64 sum with one

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from drope_kernels.validate import (
+from drope_kernels.call.validate import (
     check_index,
     check_qkv,
     check_qkv_paged,

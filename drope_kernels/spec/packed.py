@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from drope_kernels.layout import empty_grad_scale, empty_gradients, empty_in_order_of
-from drope_kernels.spec import AttentionInputs, DecodeInputs
+from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 
 class Forward(Protocol):
@@ -38,7 +38,7 @@ class Backward(Protocol):
 
 
 class Decode(Protocol):
-    """The native decode of a backend: out (B, Hq, Sq, Dv) and lse, caches written."""
+    """The decode of a backend: out (B, Hq, Sq, Dv) and lse, caches written."""
 
     def __call__(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]: ...
 

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drope_kernels.append import append_and_attend
-from drope_kernels.check_values import check_decode_values
-from drope_kernels.dispatch import select
-from drope_kernels.layout import empty_in_order_of, is_aligned
-from drope_kernels.ops import LIBRARY, clamp_window, without_autocast
-from drope_kernels.spec import AttentionSpec, DecodeInputs, Rotation
+from drope_kernels.call.check_values import check_decode_values
+from drope_kernels.call.dispatch import select
+from drope_kernels.call.ops import LIBRARY, clamp_window, without_autocast
+from drope_kernels.spec.layout import empty_in_order_of, is_aligned
+from drope_kernels.spec.spec import AttentionSpec, DecodeInputs, Rotation
 
 LIBRARY.define(
     "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
@@ -98,9 +97,7 @@ def _attention_decode(*call: Any) -> tuple[Tensor, Tensor]:
     chosen = select(spec_of(inputs), backend)
     check_decode_values(inputs)
     with without_autocast(inputs.q.device.type):
-        if chosen.decode is not None:
-            return chosen.decode(inputs)
-        return append_and_attend(inputs, chosen.forward)
+        return chosen.decode(inputs)
 
 
 def _attention_decode_fake(

@@ -1,0 +1,1 @@
+"""Texts that training and evaluation both read: sources, documents, windows of tokens."""
