@@ -73,7 +73,7 @@ sanitize: $(VENV)/stamp-install
 	tools/sanitize.sh $(BIN)/python
 
 race: $(VENV)/stamp-install
-	$(BIN)/pytest tests/test_emulation.py $(wildcard tests/test_emulated_*.py) -q -k "schedules"
+	$(BIN)/pytest tests/emulation tests/backends/cuda -q -k "schedules"
 
 triton-versions: build
 	tools/triton_versions.sh $(BIN)/python

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any of ours is
@@ -65,7 +63,6 @@ def emulated_backends() -> dict[str, EmulatedBackend]:
     """The CUDA kernels on emulated devices, built once: by the names of the backends."""
     if platform.machine() != "x86_64":
         pytest.skip("the emulator switches stacks in x86-64 assembly")
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
     from emulation.attention import SM80, SM86, SM90A, build_module, load_backends
 
     return {one.NAME: one for one in load_backends(build_module(), SM80, SM86, SM90A)}

@@ -23,4 +23,4 @@ if [ ! -d "$root/site/llama_cpp" ]; then
     (tail -n 40 "$root/log.txt"; false)
   mv "$root/partial" "$root/site"
 fi
-exec "$python" -m pytest tests/test_llama_cpp.py tests/test_gguf.py -q -p no:cacheprovider
+exec "$python" -m pytest tests/hf/test_gguf*.py -q -p no:cacheprovider

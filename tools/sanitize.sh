@@ -37,7 +37,10 @@ CHECK
 shopt -s nullglob
 arguments=("$@")
 if [ ${#arguments[@]} -eq 0 ]; then
-  arguments=(tests/test_attention.py tests/test_varlen.py tests/test_decode.py tests/test_cpu*.py)
-  arguments+=(tests/test_interop.py -k "cpu or interop" -m "not slow")
+  arguments=(tests/test_attention.py tests/test_attention_varlen.py tests/test_decode.py)
+  arguments+=(tests/backends/cpu tests/backends/test_cpu.py tests/call/test_interop.py)
+  arguments+=(-k "cpu or interop" -m "not slow")
 fi
-LD_PRELOAD=$preload exec "$bin/pytest" -q -p no:cacheprovider "${arguments[@]}"
+# pytest's own paths would put the repository's package first.
+LD_PRELOAD=$preload exec "$bin/pytest" -q -p no:cacheprovider \
+  -o pythonpath="$site tests/support tests tools" "${arguments[@]}"

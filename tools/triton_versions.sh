@@ -17,7 +17,8 @@ for version in "${versions[@]}"; do
   echo "triton $(PYTHONPATH=$site "$python" -c 'import triton; print(triton.__version__)')"
   # What else the tests do with Triton does not depend on its version.
   PYTHONPATH=$site "$python" -m pytest -q -p no:cacheprovider -m "not slow" \
-    tests/test_triton*.py tests/test_attention.py tests/test_decode.py tests/test_varlen.py \
-    -k "triton and (test_triton or interpreted)" || status=1
+    tests/backends/triton tests/backends/test_triton.py tests/support/test_interpreter.py \
+    tests/test_attention.py tests/test_attention_varlen.py tests/test_decode.py \
+    -k "triton or test_interpreter" || status=1
 done
 exit $status

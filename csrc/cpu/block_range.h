@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "attention_params.h"
-#include "cpu/inline.h"
+#include "cpu/vec/inline.h"
 
 namespace drope::DROPE_ISA {
 

@@ -1,14 +1,14 @@
-#include "attention_cuda.h"
+#include "cuda/attention_cuda.h"
 
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
-#include "attention/launch.h"
-#include "check_params.h"
-#include "device.h"
-#include "tensor_map.h"
-#include "workspace.h"
+#include "cuda/attention/shared/launch.h"
+#include "cuda/check_params.h"
+#include "cuda/device.h"
+#include "cuda/tensor_map.h"
+#include "cuda/workspace.h"
 
 namespace drope::cuda {
 namespace {

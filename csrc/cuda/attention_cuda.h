@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "../attention_params.h"
-#include "heuristics.h"
+#include "attention_params.h"
+#include "cuda/heuristics.h"
 
 namespace drope::cuda {
 

@@ -1,10 +1,10 @@
-#include "check_params.h"
+#include "cuda/check_params.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "heuristics.h"
+#include "cuda/heuristics.h"
 
 namespace drope::cuda {
 namespace {

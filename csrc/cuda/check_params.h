@@ -2,7 +2,7 @@
 // this guards whoever calls the C++ functions.
 #pragma once
 
-#include "../attention_params.h"
+#include "attention_params.h"
 
 namespace drope::cuda {
 

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "heuristics.h"
+#include "cuda/heuristics.h"
 
 namespace drope::cuda {
 

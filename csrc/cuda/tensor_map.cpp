@@ -1,4 +1,4 @@
-#include "tensor_map.h"
+#include "cuda/tensor_map.h"
 
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
@@ -6,7 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace drope::cuda {
 namespace {

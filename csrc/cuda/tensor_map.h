@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../attention_params.h"
+#include "attention_params.h"
 
 namespace drope::cuda {
 

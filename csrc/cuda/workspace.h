@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../attention_params.h"
-#include "attention/backward_sm80_config.h"
-#include "heuristics.h"
+#include "attention_params.h"
+#include "cuda/attention/backward/backward_sm80_config.h"
+#include "cuda/heuristics.h"
 
 namespace drope::cuda {
 

@@ -40,12 +40,12 @@ def _refused(reason: str, *, run: bool = False) -> Support:
     return Support(False, reason, run)
 
 
-_TESTED = _run("tests/test_hf_export.py, tests/test_hf_verify.py")
-_CONVERTED = _run("tests/test_llama_cpp.py, llama-cpp-python 0.3.36 and its converter")
+_TESTED = _run("tests/hf/test_export.py, tests/hf/test_verify.py")
+_CONVERTED = _run("tests/hf/test_gguf_llama_cpp.py, llama-cpp-python 0.3.36 and its converter")
 _UNTOLD = (
     "its converter writes no rope_freqs for this family, and does not say so: the file rotates"
 )
-_ROTATES = _refused(f"{_UNTOLD} (tests/test_llama_cpp.py)", run=True)
+_ROTATES = _refused(f"{_UNTOLD} (tests/hf/test_gguf_llama_cpp.py)", run=True)
 _VLLM = "vLLM 0.33.0, rotary_embedding/llama3_rope.py: the same formula, from rope_parameters"
 _BACKEND = "vLLM 0.33.0, models/registry.py: served by transformers' own model code"
 _SGLANG = "SGLang 0.5.23, rotary_embedding/rope_variant.py: the same formula, from rope_parameters"

@@ -171,7 +171,7 @@ def rewritten_jobs(sources: Sequence[Path], replaced: Texts, flags: list[str]) -
     for source in sources:
         used = [source, *sorted(included(source, texts))]
         key = digest([common, *(texts[path] for path in used)])
-        jobs.append((tree / place(source), [*flags, f"-I{tree}"], key))
+        jobs.append((tree / place(source), [*flags, f"-I{tree / 'csrc'}"], key))
     return jobs
 
 

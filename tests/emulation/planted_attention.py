@@ -54,7 +54,7 @@ class AttentionBug:
 
 
 def _forward_sm80(
-    name: str, before: str, after: str, file: str = "attention/forward_sm80.h", **rest: Any
+    name: str, before: str, after: str, file: str = "attention/forward/forward_sm80.h", **rest: Any
 ) -> AttentionBug:
     return AttentionBug(
         f"forward sm80 {name}", "forward_sm80_d64", "forward", file, before, after, **rest
@@ -62,14 +62,14 @@ def _forward_sm80(
 
 
 def _backward(name: str, before: str, after: str, **rest: Any) -> AttentionBug:
-    file = "attention/backward_sm80.h"
+    file = "attention/backward/backward_sm80.h"
     return AttentionBug(
         f"backward {name}", "backward_sm80_d64", "backward", file, before, after, **rest
     )
 
 
 def _decode(name: str, before: str, after: str, **rest: Any) -> AttentionBug:
-    file = "attention/decode_sm80.h"
+    file = "attention/decode/decode_sm80.h"
     return AttentionBug(f"decode {name}", "decode_sm80_d64", "decode", file, before, after, **rest)
 
 
@@ -80,8 +80,9 @@ def _sm90(name: str, file: str, before: str, after: str, **rest: Any) -> Attenti
 
 
 COPY = "tile/copy_rows.h"
-KERNEL, CONSUMER = "attention/forward_sm90.h", "attention/forward_sm90_consumer.h"
-PRODUCER, PIPELINE, WGMMA = "attention/forward_sm90_producer.h", "tile/pipeline.h", "tile/wgmma.h"
+KERNEL, CONSUMER = "attention/forward/forward_sm90.h", "attention/forward/forward_sm90_consumer.h"
+PRODUCER = "attention/forward/forward_sm90_producer.h"
+PIPELINE, WGMMA = "tile/pipeline.h", "tile/wgmma.h"
 
 SM80_WAIT = "  ptx::cp_async_wait_group<0>();\n  __syncthreads();\n"
 COPY_NEXT_KEYS = (
@@ -120,7 +121,7 @@ BUGS = [
         "forward sm80 missing barrier after rotation",
         "forward_sm80_d64",
         "backward",  # which keeps the rotated queries: they are read before the next barrier
-        "attention/forward_sm80.h",
+        "attention/forward/forward_sm80.h",
         "work.num_rows, thread);\n  __syncthreads();",
         "work.num_rows, thread);",
         message="race:",

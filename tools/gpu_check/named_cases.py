@@ -1,7 +1,7 @@
 """Jobs of the stages cases: one named case of the test suite on one backend of the device.
 
-Job names: "BACKEND DTYPE MODE CASE". Inputs, yardstick, peer and tolerance are those of tests/:
-what passes here passes for the reason it passes there.
+Job names: "BACKEND DTYPE MODE CASE". Inputs, yardstick, peer and tolerance are those of
+tests/support: what passes here passes for the reason it passes there.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ SM_80 = (
     *("-gencode", "arch=compute_80,code=compute_80"),  # PTX, for every later GPU
 )
 SM_90A = ("-gencode", "arch=compute_90a,code=sm_90a")
-FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-c")
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+FLAGS = ("-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-c")
 
 
 @dataclass(frozen=True)

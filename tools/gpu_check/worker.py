@@ -76,7 +76,8 @@ class Worker:
         self, module: str, mode: str, package: Path | None = None, num_beside: int = 1
     ) -> None:
         self.command = [sys.executable, "-m", "gpu_check.worker", module, mode]
-        folders = [str(folder) for folder in (package or ROOT, ROOT / "tools", ROOT / "tests")]
+        ours = (package or ROOT, ROOT / "tools", ROOT / "tests" / "support")
+        folders = [str(folder) for folder in ours]
         inherited = [path for path in [os.environ.get("PYTHONPATH")] if path]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(folders + inherited),

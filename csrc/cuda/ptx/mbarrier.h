@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "address.h"
+#include "cuda/ptx/address.h"
 
 namespace drope::ptx {
 

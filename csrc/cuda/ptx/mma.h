@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "element.h"
+#include "cuda/ptx/element.h"
 
 namespace drope::ptx {
 

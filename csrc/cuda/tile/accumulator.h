@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "convert.h"
+#include "cuda/tile/convert.h"
 
 namespace drope::tile {
 

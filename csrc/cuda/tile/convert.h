@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../ptx/math.h"
+#include "cuda/ptx/math.h"
 
 namespace drope::tile {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../ptx/cp_async.h"
-#include "smem_tile.h"
+#include "cuda/ptx/cp_async.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::tile {
 

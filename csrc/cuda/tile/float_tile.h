@@ -1,7 +1,7 @@
 // A float32 matrix in shared memory, for what is worked on row by row before it is rounded.
 #pragma once
 
-#include "accumulator.h"
+#include "cuda/tile/accumulator.h"
 
 namespace drope::tile {
 

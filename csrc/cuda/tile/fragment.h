@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../ptx/ldmatrix.h"
-#include "accumulator.h"
-#include "smem_tile.h"
+#include "cuda/ptx/ldmatrix.h"
+#include "cuda/tile/accumulator.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::tile {
 

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../ptx/fence.h"
-#include "../ptx/mbarrier.h"
-#include "accumulator.h"
+#include "cuda/ptx/fence.h"
+#include "cuda/ptx/mbarrier.h"
+#include "cuda/tile/accumulator.h"
 
 namespace drope::tile {
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../ptx/address.h"
+#include "cuda/ptx/address.h"
 
 namespace drope::tile {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "accumulator.h"
-#include "convert.h"
-#include "smem_tile.h"
+#include "cuda/tile/accumulator.h"
+#include "cuda/tile/convert.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::tile {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../ptx/tensor_copy.h"
-#include "../tensor_map.h"
-#include "smem_tile.h"
+#include "cuda/ptx/tensor_copy.h"
+#include "cuda/tensor_map.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::tile {
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../ptx/mma.h"
-#include "fragment.h"
+#include "cuda/ptx/mma.h"
+#include "cuda/tile/fragment.h"
 
 namespace drope::tile {
 

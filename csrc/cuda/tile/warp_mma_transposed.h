@@ -2,7 +2,7 @@
 // them. acc (16 kM16, kCols) float32, one accumulator of 16 rows for each m16.
 #pragma once
 
-#include "warp_mma.h"
+#include "cuda/tile/warp_mma.h"
 
 namespace drope::tile {
 

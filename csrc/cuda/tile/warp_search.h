@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "accumulator.h"
+#include "cuda/tile/accumulator.h"
 
 namespace drope::tile {
 

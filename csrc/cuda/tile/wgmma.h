@@ -4,13 +4,13 @@
 
 #include <cstdint>
 
-#include "../ptx/matrix_descriptor.h"
-#include "../ptx/stmatrix.h"
-#include "../ptx/wgmma_bf16.h"
-#include "../ptx/wgmma_f16.h"
-#include "../ptx/wgmma_sync.h"
-#include "accumulator.h"
-#include "smem_tile.h"
+#include "cuda/ptx/matrix_descriptor.h"
+#include "cuda/ptx/stmatrix.h"
+#include "cuda/ptx/wgmma_bf16.h"
+#include "cuda/ptx/wgmma_f16.h"
+#include "cuda/ptx/wgmma_sync.h"
+#include "cuda/tile/accumulator.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::tile {
 

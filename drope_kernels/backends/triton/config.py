@@ -194,12 +194,13 @@ class DecodeConfig(NamedTuple):
 # Of up to 16, up to 32 and more rows (queries of the heads that share a kv head), by bytes of a
 # channel and padded channels. Decoding reads each key and value once and computes little, so that
 # all depends on bytes in flight: a device of 3.35 TB/s, 132 SMs and some 800 ns from request to
-# data needs 20 KiB of them per SM (csrc/cuda/attention/decode_sm80_config.h). Three stages hold two
-# blocks of keys and values in shared memory, 32 KiB each for 16 rows, one in flight while the other
-# is multiplied: 72 KiB, two programs on an SM of an A100. A warp issues some 420 instructions for
-# 64 keys of 128 channels, where the bandwidth leaves it 2260 cycles. Estimates from the code of
-# Triton 3.6.0: speed is not measured. More rows share what is read; 64 keep the registers of
-# acc_o and p below 255. float32 is multiplied by FFMA and has nothing to fill with more rows.
+# data needs 20 KiB of them per SM (csrc/cuda/attention/decode/decode_sm80_config.h). Three stages
+# hold two blocks of keys and values in shared memory, 32 KiB each for 16 rows, one in flight while
+# the other is multiplied: 72 KiB, two programs on an SM of an A100. A warp issues some 420
+# instructions for 64 keys of 128 channels, where the bandwidth leaves it 2260 cycles. Estimates
+# from the code of Triton 3.6.0: speed is not measured. More rows share what is read; 64 keep the
+# registers of acc_o and p below 255. float32 is multiplied by FFMA and has nothing to fill with
+# more rows.
 _DECODE = {
     (2, 64): ((16, 128, 4, 3), (32, 64, 4, 3), (64, 64, 4, 3)),
     (2, 128): ((16, 64, 4, 3), (32, 32, 4, 3), (64, 64, 8, 3)),

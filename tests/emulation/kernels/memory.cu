@@ -1,6 +1,6 @@
 // Global memory: vectors, reductions, atomics, and accesses that no allocation holds.
-#include "../../../csrc/cuda/ptx/reduce.h"
 #include "../../../tools/gpu_check/probes/probe.h"
+#include "cuda/ptx/reduce.h"
 
 namespace drope::probes {
 

@@ -1,14 +1,14 @@
 // Two products in flight, as attention overlaps the scores of one block with the output of another:
 // the first is used while the second still runs.
-#include "../../../csrc/cuda/ptx/address.h"
-#include "../../../csrc/cuda/ptx/bulk_copy.h"
-#include "../../../csrc/cuda/ptx/fence.h"
-#include "../../../csrc/cuda/ptx/matrix_descriptor.h"
-#include "../../../csrc/cuda/ptx/mbarrier.h"
-#include "../../../csrc/cuda/ptx/wgmma_bf16.h"
-#include "../../../csrc/cuda/ptx/wgmma_sync.h"
 #include "../../../tools/gpu_check/probes/probe.h"
 #include "../../../tools/gpu_check/probes/wait.h"
+#include "cuda/ptx/address.h"
+#include "cuda/ptx/bulk_copy.h"
+#include "cuda/ptx/fence.h"
+#include "cuda/ptx/matrix_descriptor.h"
+#include "cuda/ptx/mbarrier.h"
+#include "cuda/ptx/wgmma_bf16.h"
+#include "cuda/ptx/wgmma_sync.h"
 
 namespace drope::probes {
 

@@ -1,6 +1,6 @@
 // Warp functions, and what they do not order.
-#include "../../../csrc/cuda/ptx/address.h"
 #include "../../../tools/gpu_check/probes/probe.h"
+#include "cuda/ptx/address.h"
 
 namespace drope::probes {
 

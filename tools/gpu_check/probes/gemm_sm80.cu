@@ -1,8 +1,8 @@
 // End to end on sm_80: C (M, N) = A (M, K) . B (N, K)^T with a cp.async ring, ldmatrix and mma.
-#include "../../../csrc/cuda/ptx/address.h"
-#include "../../../csrc/cuda/ptx/cp_async.h"
-#include "../../../csrc/cuda/ptx/ldmatrix.h"
-#include "../../../csrc/cuda/ptx/mma.h"
+#include "cuda/ptx/address.h"
+#include "cuda/ptx/cp_async.h"
+#include "cuda/ptx/ldmatrix.h"
+#include "cuda/ptx/mma.h"
 #include "probe.h"
 
 namespace drope::probes {

@@ -1,11 +1,11 @@
 // Probes of the sm_80 instructions. On later GPUs this file runs through its PTX.
-#include "../../../csrc/cuda/ptx/address.h"
-#include "../../../csrc/cuda/ptx/barrier.h"
-#include "../../../csrc/cuda/ptx/cp_async.h"
-#include "../../../csrc/cuda/ptx/ldmatrix.h"
-#include "../../../csrc/cuda/ptx/math.h"
-#include "../../../csrc/cuda/ptx/mma.h"
-#include "../../../csrc/cuda/ptx/reduce.h"
+#include "cuda/ptx/address.h"
+#include "cuda/ptx/barrier.h"
+#include "cuda/ptx/cp_async.h"
+#include "cuda/ptx/ldmatrix.h"
+#include "cuda/ptx/math.h"
+#include "cuda/ptx/mma.h"
+#include "cuda/ptx/reduce.h"
 #include "probe.h"
 
 namespace drope::probes {

@@ -1,10 +1,10 @@
 // Probes of wgmma: one warpgroup multiplies operands that the host laid out byte by byte.
-#include "../../../csrc/cuda/ptx/address.h"
-#include "../../../csrc/cuda/ptx/fence.h"
-#include "../../../csrc/cuda/ptx/matrix_descriptor.h"
-#include "../../../csrc/cuda/ptx/wgmma_bf16.h"
-#include "../../../csrc/cuda/ptx/wgmma_f16.h"
-#include "../../../csrc/cuda/ptx/wgmma_sync.h"
+#include "cuda/ptx/address.h"
+#include "cuda/ptx/fence.h"
+#include "cuda/ptx/matrix_descriptor.h"
+#include "cuda/ptx/wgmma_bf16.h"
+#include "cuda/ptx/wgmma_f16.h"
+#include "cuda/ptx/wgmma_sync.h"
 #include "probe.h"
 
 namespace drope::probes {

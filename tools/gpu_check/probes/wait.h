@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../../csrc/cuda/ptx/mbarrier.h"
+#include "cuda/ptx/mbarrier.h"
 
 namespace drope::probes {
 

@@ -1,4 +1,4 @@
-#include "../launch_backward_sm80.h"
+#include "cuda/attention/backward/launch_backward_sm80.h"
 
 namespace drope::cuda {
 

@@ -1,4 +1,4 @@
-#include "../launch_decode_sm80.h"
+#include "cuda/attention/decode/launch_decode_sm80.h"
 
 namespace drope::cuda {
 

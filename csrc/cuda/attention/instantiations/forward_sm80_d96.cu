@@ -1,4 +1,4 @@
-#include "../launch_forward_sm80.h"
+#include "cuda/attention/forward/launch_forward_sm80.h"
 
 namespace drope::cuda {
 

@@ -1,8 +1,8 @@
-#include "../../device.h"
-#include "../../ptx/element.h"
-#include "../launch.h"
-#include "../launch_kernel.h"
-#include "../prepare.h"
+#include "cuda/attention/forward/prepare.h"
+#include "cuda/attention/shared/launch.h"
+#include "cuda/attention/shared/launch_kernel.h"
+#include "cuda/device.h"
+#include "cuda/ptx/element.h"
 
 namespace drope::cuda {
 namespace {

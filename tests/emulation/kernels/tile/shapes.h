@@ -1,9 +1,9 @@
-// Tiles that the layout tests choose from by number. ../../../test_cuda_layouts.py has the same
+// Tiles that the layout tests choose from by number; tests/backends/cuda/test_tile.py has the same
 // list.
 #pragma once
 
-#include "../../../../csrc/cuda/tile/smem_tile.h"
 #include "../../../../tools/gpu_check/probes/probe.h"
+#include "cuda/tile/smem_tile.h"
 
 namespace drope::probes {
 

@@ -1,8 +1,8 @@
 // What the functions of csrc/cuda/tile for sm_80 read and write, as bytes and registers.
-#include "../../../../csrc/cuda/tile/copy_rows.h"
-#include "../../../../csrc/cuda/tile/float_tile.h"
-#include "../../../../csrc/cuda/tile/store_accumulator.h"
-#include "../../../../csrc/cuda/tile/warp_mma_transposed.h"
+#include "cuda/tile/copy_rows.h"
+#include "cuda/tile/float_tile.h"
+#include "cuda/tile/store_accumulator.h"
+#include "cuda/tile/warp_mma_transposed.h"
 #include "shapes.h"
 
 namespace drope::probes {

@@ -2,11 +2,11 @@
 #include <iostream>
 #include <stdexcept>
 
-#include "../../../../csrc/cuda/ptx/fence.h"
-#include "../../../../csrc/cuda/tensor_map.h"
-#include "../../../../csrc/cuda/tile/pipeline.h"
-#include "../../../../csrc/cuda/tile/tensor_box.h"
-#include "../../../../csrc/cuda/tile/wgmma.h"
+#include "cuda/ptx/fence.h"
+#include "cuda/tensor_map.h"
+#include "cuda/tile/pipeline.h"
+#include "cuda/tile/tensor_box.h"
+#include "cuda/tile/wgmma.h"
 #include "shapes.h"
 
 namespace drope::probes {

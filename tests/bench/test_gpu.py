@@ -1,0 +1,272 @@
+"""The GPU benchmark without a GPU: its cases, its gate, its tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu_check import bench as bench_stage
+from gpu_check import bench_jobs
+from gpu_check.accelerator import StandIn
+from gpu_check.bench_cases import DRY_SHAPES, GROUPS, GpuCase, find
+from gpu_check.bench_contenders import Contender
+from gpu_check.peer_cases import PeerCase
+from gpu_check.peers import make_inputs
+
+from bench import gpu_report, gpu_results
+from drope_kernels import attention
+
+ALL = gpu_results.all_cases()
+
+
+# ---- cases
+
+
+def test_groups_cover_what_is_promised() -> None:
+    for group, cases in GROUPS.items():
+        assert len({case.label for case in cases}) == len(cases)
+        for case in cases:
+            assert find(group, case.label) == case
+    causal = {
+        (case.shape.head_dim, case.shape.seqlen_q)
+        for case in ALL
+        if case.shape.causal and not case.rope
+    }
+    for head_dim in (64, 128):
+        lengths = [2**power for power in (*range(9, 16), 17, 20)]
+        assert {(head_dim, length) for length in lengths} <= causal
+    trained = [case.shape for case in ALL if case.shape.backward]
+    assert max(shape.seqlen_q for shape in trained) == 2**17
+    decodes = [case for case in ALL if case.shape.is_decode]
+    assert all(case.shape.kv_bytes >= 256 << 20 for case in decodes)
+    for wanted in (lambda c: c.page_size, lambda c: c.rope, lambda c: c.shape.num_heads_kv == 32):
+        assert any(wanted(case) for case in decodes)
+    for case in ALL:
+        assert case.shape.tensor_bytes < 40 << 30
+    assert {case.shape.head_dim for case in ALL} == {64, 96, 128, 256}
+
+
+# ---- the gate
+
+ROPE = GpuCase(PeerCase(1, 4, 2, 40, 40, 16, causal=True, backward=True), rope=True)
+
+
+def attend(rope: bool, factor: float = 1.0) -> Any:
+    return lambda inputs: lambda q, k, v: attention(q, k * factor, v, rope=rope)
+
+
+def gate(case: GpuCase, make: Any, rope: bool) -> dict[str, Any]:
+    inputs = make_inputs(case.shape, "cpu", torch.float32)
+    calls, rows = bench_jobs.gated(case, inputs, [Contender("one", make, rope)])
+    assert ("one" in calls) == ("error" not in rows["one"])
+    return rows["one"]
+
+
+@pytest.mark.parametrize("rope", [False, True])
+def test_right_contender_passes_with_its_gradients(rope: bool) -> None:
+    row = gate(ROPE, attend(rope), rope)
+    assert set(row["errors"]) == {"out", "dq", "dk", "dv"}
+    assert max(row["errors"].values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "rope"),
+    [(attend(rope=False), True), (attend(rope=True), False), (attend(True, 1.1), True)],
+)
+def test_wrong_contender_is_not_timed(make: Any, rope: bool) -> None:
+    assert "wrong result, not timed" in gate(ROPE, make, rope)["error"]
+
+
+def test_gradient_that_is_not_rotated_back_is_wrong() -> None:
+    class KeepRotated(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad.roll(1, dims=-1)
+
+    def make(inputs: Any) -> Any:
+        return lambda q, k, v: attention(KeepRotated.apply(q), k, v, rope=True)
+
+    assert "wrong result" in gate(ROPE, make, True)["error"]
+
+
+def test_all_contenders_of_a_case_are_measured() -> None:
+    rows = bench_jobs.measure(DRY_SHAPES[2], StandIn())
+    assert [row["contender"] for row in rows] == ["reference", "reference_no_rope"]
+    for row in rows:
+        assert row["forward"]["p25_ms"] <= row["forward"]["median_ms"] <= row["forward"]["p75_ms"]
+        assert row["terabytes_per_second"] > 0
+        assert row["peak_bytes"] == {"forward": None}
+
+
+# ---- the tables
+
+
+def times(milliseconds: float) -> dict[str, float]:
+    low, high = 0.98 * milliseconds, 1.02 * milliseconds
+    return {"median_ms": milliseconds, "p25_ms": low, "p75_ms": high, "num_calls": 20}
+
+
+def measured(case: GpuCase, contender: str, milliseconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": case.label, "contender": contender, "errors": {"out": 1e-3}}
+    kinds = ("forward", "backward", "train") if case.shape.backward else ("forward",)
+    for kind in kinds:
+        row[kind] = times(milliseconds)
+        row |= bench_jobs.rates(case, kind, milliseconds)
+    row["peak_bytes"] = dict.fromkeys(kinds, 64 << 20)
+    return row
+
+
+HOST_US = (("triton", 61.4), ("cuda", 20.6), ("sdpa", 11.0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """OUT of a GPU run in which one prefill, one decode and one rotary case were reached."""
+    prefill, decode, rope = GROUPS["quick"][0], GROUPS["quick"][6], GROUPS["quick"][8]
+    rows = [measured(prefill, name, ms) for name, ms in (("cuda", 1.0), ("sdpa_flash", 1.5))]
+    rows += [measured(decode, "cuda", 0.2), measured(rope, "cuda", 1.05)]
+    rows += [measured(rope, "cuda_no_rope", 1.0), measured(rope, "sdpa_cudnn", 1.26)]
+    rows += [measured(prefill, "cuda_sm80", 2.0), measured(prefill, "triton", 1.25)]
+    rows += [measured(decode, "triton", 0.25), measured(decode, "sdpa_flash", 0.5)]
+    rows += [{"case": prefill.label, "contender": "flash_attn_3", "error": "ImportError: none"}]
+    ceilings = {"copy": {"terabytes_per_second": 3.0}, "matmul": {"tflops": 800.0}}
+    clocks = {"clocks.sm": "1755 MHz", "power.draw": "400 W"}
+    report = {
+        "stage": "bench-quick",
+        "dry_run": False,
+        "machine": {"gpu": "NVIDIA H100 80GB HBM3", "driver": "580"},
+        "versions": {"torch": "2.11.0", "flash-attn": None},
+        "commit": "0123456789abcdef",
+        "sources": "0" * 12,
+        "started": "2026-12-01T00:00:00Z",
+        "data": {
+            "ceilings": ceilings,
+            "gpu_before": clocks,
+            "gpu_after": clocks,
+            "rows": [{"shape": {}, "rows": rows}],
+        },
+    }
+    (tmp_path / "bench-quick.json").write_text(json.dumps(report))
+    launches = [{"job": f"steady {name}", "host_us": {"decode": us}} for name, us in HOST_US]
+    seconds = {"cold": {"forward": 3.21}, "warm": {"forward": 0.12}}
+    launches += [{"job": "first triton", "first_seconds": seconds}, {"job": "x", "error": "none"}]
+    launch = report | {"stage": "launch", "data": {"rows": launches}}
+    (tmp_path / "launch.json").write_text(json.dumps(launch))
+    env = report | {"stage": "env", "data": {"ceilings": ceilings}}  # no benchmark
+    (tmp_path / "env.json").write_text(json.dumps(env))
+    return tmp_path
+
+
+def line(text: str, label: str) -> str:
+    return next(one for one in text.splitlines() if one.startswith(f"| {label} |"))
+
+
+def below(text: str, heading: str) -> str:
+    """What follows the line `heading`."""
+    return text.split(f"\n{heading}\n")[1]
+
+
+def test_results_go_from_the_check_to_the_tables(folder: Path, tmp_path: Path) -> None:
+    path = gpu_results.save(gpu_results.collect(folder), tmp_path / "results")
+    assert path.name == "nvidia-h100-80gb-hbm3-2026-12-01-0123456789ab.json"
+    results = gpu_results.newest(tmp_path / "results")
+    assert results.machine["clocks"]["bench-quick"]["after"]["power.draw"] == "400 W"
+    assert results.machine["versions"] == {"torch": "2.11.0"}
+    text = gpu_report.section(results)
+    assert "NVIDIA H100 80GB HBM3, driver 580, torch 2.11.0" in text
+    case = GROUPS["quick"][0]
+    rate = case.shape.forward_flops / 1e9
+    cells = line(text, case.label).split(" | ")
+    assert cells[1:3] == [f"{rate:.0f}", "4.0%"]
+    assert cells[5:7] == [f"{rate / 800:.0%}", "64"]
+    assert "1.50x / 1.50x" in cells  # over sdpa_flash
+    assert "| 0.75x |" in text  # the sm_80 kernels over sdpa_flash
+    assert "| 5.0% |" not in text
+    assert "| +5.0% |" in line(text, GROUPS["quick"][8].label)
+    assert "1.20x sdpa_cudnn" in line(text, GROUPS["quick"][8].label)
+    assert "| not measured |" in line(text, GROUPS["lengths"][0].label)
+    readme = gpu_report.readme_table(results)
+    assert "1.50x / 1.50x" in readme
+    assert readme.count("not measured") == 2
+
+
+def test_triton_has_its_tables(folder: Path, tmp_path: Path) -> None:
+    gpu_results.save(gpu_results.collect(folder), tmp_path / "results")
+    results = gpu_results.newest(tmp_path / "results")
+    text = below(gpu_report.section(results), "The Triton kernels, TFLOP/s, of a decode TB/s:")
+    prefill, decode = GROUPS["quick"][0], GROUPS["quick"][6]
+    rates = [prefill.shape.forward_flops / 1.25e9, prefill.shape.backward_flops / 1.25e9]
+    cells = line(text, prefill.label).strip(" |").split(" | ")
+    assert cells[1:4] == [f"{rates[0]:.0f}", "4.0%", f"{rates[1]:.0f}"]
+    assert cells[5:] == ["1.20x / 1.20x", "0.80x / 0.80x"]  # over sdpa_flash, over cuda
+    assert line(text, decode.label).strip(" |").split(" | ")[5:] == ["2.00x", "0.80x"]
+    assert "| not measured |" in line(text, GROUPS["decode"][0].label)
+    assert line(text, "decode").split(" | ")[1:4] == ["21", "61", "11"]
+    assert "| 3.21 | 0.12 |" in line(text, "forward")
+
+
+def test_different_sources_do_not_make_one_result(folder: Path) -> None:
+    other = json.loads((folder / "bench-quick.json").read_text())
+    (folder / "bench-long.json").write_text(json.dumps(other | {"sources": "f" * 12}))
+    with pytest.raises(ValueError, match="one state of the sources"):
+        gpu_results.collect(folder)
+
+
+def test_a_dry_run_has_no_results(folder: Path) -> None:
+    report = json.loads((folder / "bench-quick.json").read_text())
+    (folder / "bench-quick.json").write_text(json.dumps(report | {"dry_run": True}))
+    with pytest.raises(ValueError, match="found none with numbers"):
+        gpu_results.collect(folder)
+
+
+def test_every_case_says_that_it_was_not_measured() -> None:
+    text = gpu_report.section(gpu_results.NOTHING)
+    for case in ALL:
+        assert "| not measured |" in line(text, case.label)
+    assert re.search(r"\d(x|%|\.\d+) \|", text) is None, "a number, of what?"
+
+
+def test_documentation_shows_the_newest_results() -> None:
+    results = gpu_results.newest()
+    shown = gpu_report.between_marks(gpu_report.DOCS)
+    assert shown == gpu_report.section(results)
+    assert gpu_report.between_marks(gpu_report.README) in (None, gpu_report.readme_table(results))
+
+
+def test_tables_replace_what_stood_between_the_marks(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"above\n{gpu_report.BEGIN}\nold\n{gpu_report.END}\nbelow\n")
+    for _ in range(2):
+        gpu_report.write_between_marks(path, "new")
+    assert gpu_report.between_marks(path) == "new"
+    assert path.read_text().startswith("above\n")
+    assert path.read_text().endswith("\nbelow\n")
+
+
+# ---- the stage's own table
+
+
+def test_stage_compares_with_the_best_peer() -> None:
+    case = GROUPS["quick"][0]
+    rows = [
+        measured(case, "cuda", 1.0),
+        measured(case, "sdpa_flash", 2.0),
+        measured(case, "sdpa_cudnn", 0.8),
+    ]
+    (shown,) = bench_stage.table(rows)
+    assert "(0.80x sdpa_cudnn)" in shown
+    assert "sdpa_flash" not in shown
+
+
+def test_row_with_a_wrong_result_is_no_line_of_the_table() -> None:
+    row = {"case": "x", "contender": "cuda", "error": "ValueError: wrong result, not timed"}
+    assert bench_stage.table([row]) == []
+    assert bench_stage.is_ours(row)

@@ -1,0 +1,317 @@
+"""tools/gpu_check.sh without a GPU: the script, its stages, and that a wrong layout is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gpu_check import env, layout, machine, nvcc, peers, probe_worker, runner, timing
+from gpu_check.exact import gradient_errors
+from gpu_check.peer_calls import PEERS, Peer
+from gpu_check.peer_cases import PeerCase, attention_cases, decode_cases, rope_cases
+from gpu_check.report import ROOT, Context
+from visits import run_script
+
+PTX = ROOT / "csrc" / "cuda" / "ptx"
+STAGES = ("env", "build", "layout", "peers")
+needs_nvcc = pytest.mark.skipif(
+    machine.find_nvcc() is None, reason="nvcc is not on this machine: nothing can be compiled"
+)
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The first stages, once: the script's result and its JSON files by stage."""
+    out = tmp_path_factory.mktemp("gpu_check")
+    done = run_script("--dry-run", str(out), *STAGES)
+    reports = {path.name: json.loads(path.read_text()) for path in out.iterdir()}
+    return {"done": done, "reports": reports}
+
+
+@needs_nvcc
+def test_dry_run_ends_well_and_claims_nothing(dry_run: dict[str, Any]) -> None:
+    done = dry_run["done"]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(dry_run["reports"]) == {f"{name}.json" for name in STAGES}
+    for name in STAGES:
+        report = dry_run["reports"][f"{name}.json"]
+        assert report["stage"] == name
+        assert report["status"] == "not measured"
+        assert report["dry_run"] is True
+        assert set(report) == {
+            *("stage", "status", "reason", "dry_run", "machine", "versions", "commit"),
+            *("sources", "started", "seconds", "data", "table"),
+        }
+        assert f"-- {name}: not measured" in done.stdout
+    assert dry_run["reports"]["env.json"]["versions"]["nvcc"]
+
+
+@needs_nvcc
+def test_probes_compile_without_spills_or_serialised_wgmma(dry_run: dict[str, Any]) -> None:
+    data = dry_run["reports"]["layout.json"]["data"]
+    assert {one["source"] for one in data["compilations"]} == {one.name for one in layout.SOURCES}
+    for one in data["compilations"]:
+        assert one["complaints"] == []  # spills, stack, C75xx, missing PTX instructions
+        assert len(one["kernels"]) > 0
+    assert sum(len(one["kernels"]) for one in data["compilations"]) > 30
+    assert {probe["name"] for probe in data["probes"]} == {one.name for one in probe_worker.PROBES}
+
+
+def test_unknown_stage_names_the_known_ones(tmp_path: Path) -> None:
+    done = run_script("--dry-run", str(tmp_path / "out"), "env", "nosuch")
+    assert done.returncode == 2
+    assert "unknown stage nosuch; the stages are env, build, cases-triton" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_stage_is_documented_and_fits_a_slot() -> None:
+    text = (ROOT / "docs" / "gpu-check.md").read_text()
+    for name, stage in runner.STAGES.items():
+        assert f"`{name}`" in text
+        assert stage.seconds < 600
+    for line in re.findall(r"tools/gpu_check.sh --seconds \d+ OUT (.*)", text):
+        assert set(line.split()) <= set(runner.STAGES)
+
+
+def test_no_stage_starts_when_the_time_is_up(tmp_path: Path) -> None:
+    done = run_script("--dry-run", "--seconds", "5", str(tmp_path), "env", "build")
+    assert done.returncode == 1
+    assert "-- env: not started, 5 s left" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_stage_sets_the_exit_status_and_stops_nothing(tmp_path: Path) -> None:
+    done = run_script(
+        "--dry-run", str(tmp_path), "layout", "env", CUDA_HOME=str(tmp_path / "nothing")
+    )
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "layout.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "env.json").read_text())["status"] == "not measured"
+    assert "nvcc not found" in done.stdout
+
+
+STUB = """
+import time
+from gpu_check.report import RUNNING, Outcome
+
+def run(context):
+    context.save(Outcome(RUNNING, {"first": 1}, []))
+    ACTION
+"""
+
+
+def run_stub(
+    action: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    (tmp_path / "stub_stage.py").write_text(STUB.replace("ACTION", action))
+    search = os.pathsep.join([str(tmp_path), str(ROOT / "tools")])
+    monkeypatch.setenv("PYTHONPATH", search)
+    stages = {"stub": runner.Stage("stub_stage", seconds)}
+    assert runner.main([str(tmp_path), "--dry-run"], stages) == 1
+    return json.loads((tmp_path / "stub.json").read_text())
+
+
+def test_crash_is_reported_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run_stub("raise RuntimeError('broken')", 60, tmp_path, monkeypatch)
+    assert report["status"] == "failed"
+    assert "exit status 1" in report["reason"]
+    assert "RuntimeError: broken" in report["reason"]
+
+
+def test_stage_over_its_budget_is_stopped_and_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.time()
+    report = run_stub("time.sleep(300)", 4, tmp_path, monkeypatch)
+    assert time.time() - started < 60
+    assert report["status"] == "failed"
+    assert "over its budget of 4 s" in report["reason"]
+    assert report["data"] == {"first": 1}
+
+
+PTXAS_LOG = """
+ptxas info    : Function properties for _Z4goodv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers
+ptxas info    : Function properties for _Z4spilv
+    64 bytes stack frame, 40 bytes spill stores, 44 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized
+"""
+
+
+def test_ptxas_log_is_read() -> None:
+    kernels, messages = nvcc.parse_ptxas(PTXAS_LOG)
+    assert [(one.name, one.registers) for one in kernels] == [("_Z4goodv", 32), ("_Z4spilv", 255)]
+    assert len(messages) == 1
+    result = nvcc.Compilation("x", 1.0, 0, PTXAS_LOG, kernels, messages, ["elect.sync"])
+    complaints = "\n".join(result.complaints)
+    assert "_Z4spilv uses local memory" in complaints
+    assert "C7510" in complaints
+    assert "PTX lacks elect.sync" in complaints
+    assert "_Z4goodv" not in complaints
+
+
+def test_wgmma_headers_are_what_their_generator_writes() -> None:
+    sys.path.insert(0, str(PTX))
+    try:
+        import generate_wgmma
+    finally:
+        sys.path.remove(str(PTX))
+    for ptx_type in generate_wgmma.TAGS:
+        written = (PTX / f"wgmma_{ptx_type}.h").read_text()
+        wanted = generate_wgmma.header_text(ptx_type)
+        assert re.sub(r"\s+", "", written) == re.sub(r"\s+", "", wanted)
+
+
+def test_every_instruction_wrapper_is_probed() -> None:
+    sources = "".join(path.read_text() for path in (layout.FOLDER).iterdir())
+    names = set()
+    for header in PTX.glob("*.h"):
+        names |= set(re.findall(r"__forceinline__ \w+ (\w+)\(", header.read_text()))
+    missing = {name for name in names if f"ptx::{name}" not in sources}
+    assert len(names) > 40
+    assert missing == {"fence_proxy_async_global"}  # for a later kernel that needs it
+
+
+def test_smi_answer_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    values = ["NVIDIA H100 80GB HBM3", "9.0", "580.1", *["1"] * (len(machine.GPU_FIELDS) - 3)]
+    tool.write_text(f"#!/bin/sh\necho '{', '.join(values)}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert machine.gpu_fields()["compute_cap"] == "9.0"
+    hopper, ampere = "9.0", "8.0"
+    served = {one.architecture: one for one in probe_worker.PROBES}
+    assert layout.serves(served["sm_90a"], hopper)
+    assert layout.serves(served["sm_80"], hopper)
+    assert layout.serves(served["sm_80"], ampere)
+    assert not layout.serves(served["sm_90a"], ampere)
+
+
+def test_dead_worker_is_a_failure_with_its_text(tmp_path: Path) -> None:
+    probe = probe_worker.PROBES[0]
+    result = layout.run_in_worker(tmp_path / "nosuch.so", probe)
+    assert "nosuch.so" in result["error"]
+    assert layout.verdict(probe, result) == "failed"
+    assert layout.verdict(replace(probe, informational=True), result) == "observed"
+
+
+def test_measuring_without_a_gpu_fails_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpu_fields", dict)
+    context = Context("env", tmp_path, dry_run=False, seconds=60)
+    for stage in (env, peers):
+        outcome = stage.run(context)
+        assert outcome.status == "failed"
+        assert outcome.reason == "nvidia-smi finds no GPU"
+
+
+# ---- peers
+
+
+def test_peer_shapes_cover_the_targets() -> None:
+    cases = [*attention_cases(), *decode_cases()]
+    assert len({case.label for case in cases}) == len(cases)
+    for case in cases:
+        assert case.tensor_bytes < 40 << 30
+        assert case.num_heads_q % case.num_heads_kv == 0
+    trained = {(one.head_dim, one.seqlen_q) for one in cases if one.causal and one.backward}
+    for head_dim in (64, 128):
+        assert {(head_dim, 2**power) for power in range(9, 16)} <= trained
+    assert max(case.seqlen_kv for case in cases) == 2**20
+    for case in decode_cases():
+        assert case.kv_bytes >= 256 << 20
+    assert any(case.num_heads_q != case.num_heads_kv for case in attention_cases())
+    assert max(case.seqlen_q for case in rope_cases()) == 4096
+    four_k = PeerCase(4, 16, 16, 4096, 4096, 128, causal=True, backward=True)
+    assert four_k in cases
+    assert four_k.forward_flops == 4 * 4 * 16 * 4096 * 4096 * 128 / 2
+    assert {peer.name for peer in PEERS} >= {"sdpa_flash", "sdpa_cudnn", "flex"}
+
+
+SMALL = PeerCase(2, 4, 2, 40, 56, 16, causal=False, backward=True)
+
+
+def torch_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+@pytest.fixture
+def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call_once(call: Any) -> timing.Times:
+        call()
+        return timing.percentiles([3.0, 1.0, 2.0])
+
+    monkeypatch.setattr(timing, "time_call", call_once)
+
+
+def measure_small(call: Any) -> dict[str, Any]:
+    inputs = peers.make_inputs(SMALL, "cpu", torch.float32)
+    return peers.measure(SMALL, inputs, Peer("peer", lambda case: call))
+
+
+@pytest.mark.usefixtures("cpu_clock")
+def test_right_peer_is_timed() -> None:
+    row = measure_small(torch_call)
+    assert "error" not in row
+    assert set(row["errors"]) == {"out", "dq", "dk", "dv"}
+    data = {"rows": [{"case": "some shape", **row}], "rope": [], "unmeasured": []}
+    assert peers.table(data)[1].startswith("some shape")
+    assert max(row["errors"].values()) < 1e-5
+    assert row["forward"]["median_ms"] == 2.0
+    assert row["backward_tflops"] == SMALL.forward_flops * 2.5 / 2.0 / 1e9
+
+
+@pytest.mark.usefixtures("cpu_clock")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda q, k, v: torch_call(q, k, v) * 1.05,
+        lambda q, k, v: torch_call(q * 1.2, k, v),
+        lambda q, k, v: torch_call(q, k.roll(1, dims=2), v),
+        lambda q, k, v: torch_call(q, k, v) * float("nan"),
+    ],
+)
+def test_wrong_peer_is_not_timed(wrong: Any) -> None:
+    row = measure_small(wrong)
+    assert "wrong result, not timed" in row["error"]
+    assert "forward" not in row
+
+
+@pytest.mark.usefixtures("cpu_clock")
+def test_forward_only_peer_keeps_its_forward() -> None:
+    row = measure_small(lambda q, k, v: torch_call(q, k, v).detach())
+    assert row["forward_tflops"] > 0
+    assert "RuntimeError" in row["error"]
+    assert "backward" not in row
+
+
+def test_wrong_gradient_is_seen() -> None:
+    inputs = peers.make_inputs(SMALL, "cpu", torch.float32)
+    out, leaves = peers.run_forward(inputs, torch_call)
+    grads = torch.autograd.grad(out, leaves, inputs.grad_out)
+    assert max(gradient_errors(inputs, grads)) < 1e-5
+    halved = (grads[0], grads[1] * 0.5, grads[2])
+    assert [error > 0.02 for error in gradient_errors(inputs, halved)] == [False, True, False]
+
+
+def test_what_time_does_not_reach_is_named(tmp_path: Path) -> None:
+    context = Context("peers", tmp_path, dry_run=False, seconds=1)
+    session = peers.Session(context)
+    session.measure_peers(PEERS)
+    session.measure_rope()
+    num_cases = len(attention_cases()) + len(decode_cases())
+    assert len(session.data["unmeasured"]) == num_cases * len(PEERS) + len(rope_cases())
+    assert session.data["rows"] == []
+    assert "not reached in time" in peers.table(session.data)[-1]
