@@ -143,7 +143,7 @@ class _Row(ProgressColumn):
 
 
 def _cut(text: Text) -> Text:
-    text.no_wrap, text.overflow = True, "ellipsis"
+    text.no_wrap, text.overflow = True, "crop"  # an ellipsis is no ASCII
     return text
 
 

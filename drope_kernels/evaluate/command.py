@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.console.signals import sigterm_raises
+
 FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
@@ -47,6 +49,11 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """Runs the evaluation; status 2 for bad arguments, 1 for a failure, 130 when interrupted."""
+    with sigterm_raises(KeyboardInterrupt()):  # as Ctrl-C
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         from rich.console import Console
 

@@ -1,5 +1,8 @@
 """Decoder layers on `attention()`: Llama's architecture and names, droppable positions."""
 
+import sys
+
+from drope_kernels.nn import config
 from drope_kernels.nn.config import DecoderConfig
 from drope_kernels.nn.layers import (
     DecoderBlock,
@@ -9,6 +12,9 @@ from drope_kernels.nn.layers import (
     DropeAttention,
     GatedMLP,
 )
+
+# Pickled models name the module of their config as it was called before.
+sys.modules["drope_kernels.decoder_config"] = config
 
 __all__ = [
     "DecoderBlock",

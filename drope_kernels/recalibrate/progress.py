@@ -49,13 +49,14 @@ class TrainingProgress(TrainerCallback):
             return
         if not self.progress.has_bars:
             self.progress.write(
-                f"{self.description}: step {state.global_step}/{state.max_steps}, {told}, "
+                f"{self.description}: step {state.global_step}/{state.max_steps}, "
+                f"{', '.join(told)}, "
                 f"{clock(self.bar.elapsed())} elapsed, {clock(self.bar.left())} left"
             )
         elif "eval_loss" in (logs or {}):
-            self.progress.write(f"step {state.global_step}: {told}")
-        else:
-            self.bar.note = told
+            self.progress.write(f"step {state.global_step}: {', '.join(told)}")
+        else:  # what a narrow terminal cuts off is the learning rate
+            self.bar.note = ", ".join(sorted(told, key=lambda part: part.startswith("lr ")))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,15 +68,14 @@ class TrainingProgress(TrainerCallback):
         self.progress.close()
 
 
-def _told(logs: dict[str, float]) -> str:
-    """The numbers worth a line, most telling first; empty where a log entry has none of them."""
+def _told(logs: dict[str, float]) -> list[str]:
+    """The numbers worth a line; empty where a log entry has none of them."""
     if "eval_loss" in logs:
-        return f"validation loss {logs['eval_loss']:.4f}"
+        return [f"validation loss {logs['eval_loss']:.4f}"]
     if "loss" not in logs:
-        return ""
+        return []
     parts = [f"loss {logs['loss']:.4f}"]
-    speed = logs.get("tokens_per_second")
-    parts += [f"{speed:,.0f} tokens/s"] if speed is not None else []
     parts += [f"{name} {logs[name]:.4f}" for name in ("ce", "kl") if name in logs]
     parts += [f"lr {logs['learning_rate']:.2e}"] if "learning_rate" in logs else []
-    return ", ".join(parts)
+    speed = logs.get("tokens_per_second")
+    return parts + ([f"{speed:,.0f} tokens/s"] if speed is not None else [])
