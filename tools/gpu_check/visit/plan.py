@@ -1,0 +1,196 @@
+"""The visits, one table: what is asked in which order, what it should take, what it may take.
+
+All seconds are estimates for 16 cores and one H100 or H200; a stage begins with about 12 of them
+for a process with torch, the package and a context on the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .archive import read_reports
+from .earlier import Reports, is_finished, unfinished
+
+NEEDS_NO_PACKAGE = ("layout", "env")  # they run while the package is built
+START_SECONDS = 12.0  # of a stage: torch, the package, a context on the GPU
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a visit.
+
+    estimate, cap, least: seconds that it should take, that it may take, and the fewest for which it
+    is worth starting. basis: where the estimate comes from.
+    """
+
+    stage: str
+    answers: str
+    basis: str
+    estimate: float
+    cap: float
+    least: float
+    again: bool = False  # only the jobs that the visit before left failed or unreached
+    if_failed: str = ""  # only when this stage failed in the visit before
+    spare: bool = False  # in seconds that the others leave: no part of the plan's sum
+
+    @property
+    def needs_package(self) -> bool:
+        return self.stage not in NEEDS_NO_PACKAGE
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Seconds around the stages."""
+
+    what: str
+    basis: str
+    estimate: float
+
+
+START = Fixed("start", "bash, python3, nvidia-smi", 5)
+UNPACK = Fixed("unpack", "the wheel, the probes, a process that loads each", 5)
+BUILD = Fixed("build", "nvcc on 16 cores, from the first second, beside the first stages", 130)
+TAR = Fixed("tar", "after each stage; the last counts", 3)
+
+FIRST = (
+    Step(
+        "layout",
+        "does the hardware do what every ptx/ wrapper assumes?",
+        "40 probes, 8 processes at a time, 3 s each",
+        *(18, 45, 8),
+    ),
+    Step(
+        "env",
+        "versions, clocks, runtime; the roofline: a copy, an 8k bf16 product",
+        "torch from a cold disk 15, roofline 5",
+        *(22, 60, 18),
+    ),
+    Step(
+        "cases",
+        "is every named case right on the CUDA kernels, sm_90a and sm_80, bf16 first?",
+        "start 12; 750 jobs on 4 workers, 0.25 s each, most of it the yardstick on the CPU",
+        *(60, 100, 25),
+    ),
+    Step(
+        "bench-cuda",
+        "forward, backward, decode beside SDPA flash and cuDNN: D 64 and 128, S 1k to 16k",
+        "start 12, ceilings 3; 9 shapes of 6 s, a compiled rotation 15",
+        *(85, 120, 30),
+    ),
+    Step(
+        "cases-triton",
+        "is every named case right on the Triton kernels, most useful first?",
+        "start 12; compiling on up to 12 processes",
+        *(110, 330, 30),
+    ),
+    Step("ahead-triton", "", "Triton compiling what bench-triton runs", 30, 45, 20, spare=True),
+    Step("bench-triton", "Triton beside SDPA flash", "9 shapes", 45, 80, 30, spare=True),
+)
+
+SECOND = (
+    replace(FIRST[0], again=True),
+    replace(FIRST[2], again=True),
+    replace(FIRST[3], again=True),
+    Step(
+        "sanitizer",
+        "what do memcheck and racecheck say of the CUDA kernels?",
+        "start 15 each, slowed calls",
+        *(45, 60, 25),
+        if_failed="cases",
+    ),
+    replace(FIRST[4], again=True, estimate=60, cap=80),
+    Step(
+        "ahead-triton",
+        "nothing: Triton compiles, on many processes, what the next stages run",
+        "start 12; 15 kernels in parallel",
+        *(30, 45, 20),
+    ),
+    Step(
+        "bench-triton",
+        "Triton's forward, backward, decode beside SDPA flash, at the shapes of bench-cuda",
+        "start 12, ceilings 3; 9 shapes of 3 s",
+        *(45, 70, 30),
+    ),
+    Step(
+        "train",
+        "does a model learn, lose its positions and recover? tokens/s, memory",
+        "start 20 with transformers; 80 steps on each of two backends",
+        *(50, 80, 30),
+    ),
+    Step(
+        "stress",
+        "repeats bit for bit, graphs, streams, far memory: CUDA first",
+        "start 12; 200 repeats of 7 shapes",
+        *(45, 80, 25),
+    ),
+    Step("bench-decode", "14 caches", "start 12; 14 caches of 4 s", 70, 120, 30, spare=True),
+    Step("launch", "the host's time of a small call", "5 processes", 40, 90, 30, spare=True),
+    Step("profile", "what do our kernels wait for?", "replays", 60, 100, 40, spare=True),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    budget: float
+    steps: tuple[Step, ...]
+
+
+VISITS = {1: Plan(330, FIRST), 2: Plan(240, SECOND)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step as this visit asks for it. only: its jobs, or all."""
+
+    step: Step
+    only: frozenset[str] | None
+    estimate: float
+
+
+@dataclass(frozen=True)
+class Visit:
+    number: int
+    budget: float
+    tasks: tuple[Task, ...]
+
+    def total(self, carried: bool) -> float:
+        around = (START, UNPACK, TAR)
+        planned = [task.estimate for task in self.tasks if not task.step.spare]
+        waiting = 0.0 if carried else self.wait_for_build()
+        return sum(fixed.estimate for fixed in around) + sum(planned) + waiting
+
+    def wait_for_build(self) -> float:
+        """What is left of the build when the first stage needs the package."""
+        beside = 0.0
+        for task in self.tasks:
+            if task.step.needs_package:
+                break
+            beside += task.estimate
+        return max(0.0, BUILD.estimate - beside)
+
+
+def task_of(step: Step, earlier: Reports | None) -> Task | None:
+    """None where the visit before leaves nothing to ask."""
+    if earlier is None:
+        return None if step.again or step.if_failed else Task(step, None, step.estimate)
+    if step.if_failed:
+        failed = earlier.get(step.if_failed, {}).get("status") == "failed"
+        return Task(step, None, step.estimate) if failed else None
+    if step.stage not in earlier or not step.again:
+        return None if is_finished(earlier.get(step.stage)) else Task(step, None, step.estimate)
+    left = unfinished(earlier[step.stage])
+    if left.share == 0:
+        return None
+    start = min(START_SECONDS, step.estimate)
+    return Task(step, left.jobs, start + left.share * (step.estimate - start))
+
+
+def prepare(number: int, after: Path | None, seconds: float = math.inf) -> Visit:
+    """The plan of a visit, after what an earlier one left, within at most `seconds`."""
+    earlier = None if after is None else read_reports(after)
+    plan = VISITS[number]
+    tasks = [task_of(step, earlier) for step in plan.steps]
+    budget = plan.budget if math.isinf(seconds) else seconds
+    return Visit(number, budget, tuple(task for task in tasks if task is not None))
