@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import tempfile
 import time
@@ -30,7 +32,9 @@ class Conductor:
         self, visit: Visit, stages: Stages, out: Path, folder: Path, dry_run: bool
     ) -> None:
         self.visit, self.stages, self.folder, self.dry_run = visit, stages, folder, dry_run
-        self.deadline = time.monotonic() + visit.budget - TAR.estimate
+        # A dry run is as slow as its machine: its clock was printed, and is another's.
+        seconds = math.inf if dry_run else visit.budget - TAR.estimate
+        self.deadline = time.monotonic() + seconds
         name = f"visit-{visit.number}"
         self.context = Context("visit", folder, dry_run, visit.budget)
         order = [task.step.stage for task in visit.tasks]
@@ -42,8 +46,7 @@ class Conductor:
             "left_out": [],
         }
         self.building: RunningStage | None = None
-        self.built = True
-        self.failed = False
+        self.built, self.failed = True, False
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -68,11 +71,14 @@ class Conductor:
             found.append(f"left out of the tar, over {limits.RESULT_BYTES >> 20} MiB: {names}")
         return found
 
-    def start(self, carried: Path | None) -> None:
+    def start(self, carried: Path | None) -> bool:
         """Says what machine this is; the package into place, or its build into the background."""
-        about = machine.description()
-        self.say(f"{about['gpu'] or 'no GPU'}, {about['cores']} cores, kernel {about['runtime']}")
-        self.say(machine.what_applies(machine.gpu_fields().get("compute_cap")))
+        gpu = machine.gpu_fields()
+        self.say(f"{gpu.get('name', 'no GPU')}, {os.cpu_count()} cores, kernel {machine.runtime()}")
+        self.say(machine.what_applies(gpu.get("compute_cap")))
+        if not gpu and not self.dry_run:
+            self.say("nvidia-smi finds no GPU: nothing is run")
+            return False
         unpacked = unpack(carried)
         self.say(f"probes: {unpacked.probes or 'in place'}")
         self.say(f"package: {unpacked.package or 'in place'}")
@@ -80,17 +86,22 @@ class Conductor:
             stage = replace(self.stages["build"], seconds=max(1.0, self.left()))
             self.building = RunningStage("build", stage, self.folder, self.dry_run)
             self.say("the package is built in the background")
+        return True
 
     def run(self, carried: Path | None) -> int:
         """0 when every stage of the plan ran and none failed."""
+        ended = False
         try:
-            self.start(carried)
-            for task in self.visit.tasks:
+            self.failed = not self.start(carried)
+            for task in () if self.failed else self.visit.tasks:
                 self.take(task)
                 self.save()
+            ended = True
         finally:
             if self.building is not None:
                 self.building.kill()
+            if not ended:
+                self.note("visit", "ended from outside", failed=True)
             self.save(FAILED if self.failed else NOT_MEASURED if self.dry_run else OK)
             print("\n".join(self.lines()))
             print(f"results: {self.archive.path}", flush=True)
@@ -102,7 +113,7 @@ class Conductor:
         if step.needs_package and not self.wait_for_package(step.least):
             self.note(step.stage, "not started: the package is not there", failed=True)
             return
-        seconds = min(step.cap, self.left())
+        seconds = min(self.stages[step.stage].seconds if self.dry_run else step.cap, self.left())
         if seconds < step.least:
             text = f"not started, {self.left():.0f} s left of which it needs {step.least:.0f}"
             self.note(step.stage, text, failed=not step.spare)
@@ -114,7 +125,8 @@ class Conductor:
         self.note(step.stage, ending(report), failed=report["status"] == FAILED)
 
     def note(self, stage: str, ending: str, *, failed: bool) -> None:
-        self.data["stages"].append({"stage": stage, "ending": ending, "left": round(self.left())})
+        second = round(time.time() - self.context.started, 1)
+        self.data["stages"].append({"stage": stage, "ending": ending, "ended_at": second})
         self.failed |= failed
 
     def wait_for_package(self, least: float) -> bool:
