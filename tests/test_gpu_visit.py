@@ -156,6 +156,7 @@ def test_the_second_visit_begins_with_what_the_first_left(tmp_path: Path) -> Non
     assert tasks["layout"].only == {"mma"}
     assert tasks["cases"].only == {"cuda b", "cuda d"}
     assert tasks["bench-cuda"].only == {"cuda x"}
+    assert tasks["sanitizer"].only == {"cuda"}, "the backend that failed"
     assert tasks["cases-triton"].only is None, "never begun: the whole stage"
     whole = next(step for step in VISITS[2].steps if step.stage == "cases")
     assert plan.START_SECONDS < tasks["cases"].estimate < whole.estimate

@@ -124,12 +124,13 @@ def run(context: Context) -> Outcome:
         return Outcome(FAILED, {}, [], library)
     table = [f"{library.num_kernels} kernels, {len(library.complaints)} complaints of the compiler"]
     table += library.complaints
-    data: dict[str, Any] = {**library.facts, "probes": []}
+    chosen = [probe for probe in PROBES if context.wants(probe.name)]
+    planned = [probe.name for probe in chosen]
+    data: dict[str, Any] = {**library.facts, "planned": planned, "probes": []}
 
     def save(entries: list[dict[str, Any]]) -> None:
         context.save(Outcome(RUNNING, data | {"probes": entries}, table))
 
-    chosen = [probe for probe in PROBES if context.wants(probe.name)]
     data["probes"] = answer_all(library.path, chosen, context, save)
     table += [table_line(entry) for entry in data["probes"]]
     statuses = {entry["status"] for entry in data["probes"]}

@@ -32,7 +32,7 @@ class Step:
     cap: float
     least: float
     again: bool = False  # only the jobs that the visit before left failed or unreached
-    if_failed: str = ""  # only when this stage failed in the visit before
+    if_failed: str = ""  # only when this stage failed in the visit before, for its backends
     spare: bool = False  # in seconds that the others leave: no part of the plan's sum
 
     @property
@@ -178,8 +178,12 @@ def task_of(step: Step, earlier: Reports | None) -> Task | None:
     if earlier is None:
         return None if step.again or step.if_failed else Task(step, None, step.estimate)
     if step.if_failed:
-        failed = earlier.get(step.if_failed, {}).get("status") == "failed"
-        return Task(step, None, step.estimate) if failed else None
+        report = earlier.get(step.if_failed)
+        if report is None or is_finished(report):
+            return None
+        jobs = unfinished(report).jobs
+        backends = None if jobs is None else frozenset(job.split()[0] for job in jobs)
+        return Task(step, backends, step.estimate)
     if step.stage not in earlier or not step.again:
         return None if is_finished(earlier.get(step.stage)) else Task(step, None, step.estimate)
     left = unfinished(earlier[step.stage])
