@@ -103,6 +103,15 @@ def test_stage_without_its_backend_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert "there are ['cuda']" in outcome.reason
 
 
+def test_stage_whose_worker_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "ask", lambda *_: {"error": "RuntimeError: no NVIDIA driver"})
+    outcome = cases.run(Context("cases", tmp_path, dry_run=True, seconds=60))
+    assert outcome.status == "failed"
+    assert outcome.table == ["FAILED list: RuntimeError: no NVIDIA driver"]
+
+
 def test_what_did_not_pass_is_told() -> None:
     job = "triton float16 free"
     rows: list[dict[str, Any]] = [{"job": f"{job} {name}"} for name in ("regular", "packed")]

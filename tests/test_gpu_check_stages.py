@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     first = dry_visit(out / "1", "--visit", "1")
     folder = out / "failed"
     folder.mkdir()
-    for name, report in first.items():
+    for name, report in copy.deepcopy(first).items():
         for row in report["data"].get("rows", []) if name == "cases" else []:
             if row["job"] == FAILED_JOB:
                 row["error"] = "MismatchError: dq"
