@@ -87,7 +87,7 @@ def with_stamp(folder: Path, kind: str, **changes: str) -> None:
 
 @needs_cc
 def test_what_fits_is_put_into_place(folder: Path, places: Path) -> None:
-    assert carried.why_stale(folder) == ""
+    assert carried.check(folder) == carried.Unpacked("", "")
     assert carried.unpack(folder) == carried.Unpacked("", "")
     assert (places / MODULE).exists()
     assert installed.is_current()
@@ -113,6 +113,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
     kind: str, change: dict[str, str], reason: str, folder: Path, places: Path
 ) -> None:
     with_stamp(folder, kind, **change)
+    if set(change) <= {"sources", "sha256", "file"}:
+        assert reason in getattr(carried.check(folder), kind)
+    else:
+        assert carried.check(folder) == carried.Unpacked("", ""), "it may fit another machine"
     unpacked = carried.unpack(folder)
     assert reason in getattr(unpacked, kind)
     other = "probes" if kind == "package" else "package"
@@ -142,7 +146,7 @@ def test_nothing_carried_is_said(tmp_path: Path, places: Path) -> None:
     assert "stamp.json is missing" in carried.unpack(tmp_path).package
     write_stamp(tmp_path, {})
     assert carried.unpack(tmp_path) == carried.Unpacked("it was not packed", "it was not packed")
-    assert carried.why_stale(tmp_path) == "no package was packed"
+    assert carried.check(tmp_path) == carried.unpack(tmp_path)
 
 
 def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from gpu_check.report import ROOT
 from gpu_check.runner import Stage
 from gpu_check.visit import archive, conduct
 from gpu_check.visit.carried import Unpacked
-from gpu_check.visit.plan import Step, Task, Visit
+from gpu_check.visit.plan import PROBES, Step, Task, Visit
 
 # ---- stages in their order, within the seconds
 
@@ -144,6 +144,17 @@ def test_the_build_runs_beside_what_needs_no_package(
     assert "it is stale" in "\n".join(reports["visit"]["data"]["said"])
 
 
+def test_probes_that_are_not_carried_have_time_to_be_compiled(
+    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conduct, "unpack", lambda carried: Unpacked("", "it is stale"))
+    stubs.add("layout", cap=5, least=1)
+    stubs.add("env", cap=5, least=1)
+    _, reports = run(stubs, tmp_path / "out", budget=90)
+    assert reports["layout"]["data"]["seconds"] == 5 + PROBES.estimate
+    assert reports["env"]["data"]["seconds"] == 5
+
+
 @pytest.mark.parametrize(("seconds", "status"), [(0, "failed"), (600, "ok")])
 def test_without_a_package_what_needs_it_does_not_start(
     seconds: float,
@@ -183,7 +194,7 @@ from gpu_check import machine
 from gpu_check.runner import Stage
 from gpu_check.visit import conduct
 from gpu_check.visit.carried import Unpacked
-from gpu_check.visit.plan import Step, Task, Visit
+from gpu_check.visit.plan import PROBES, Step, Task, Visit
 
 machine.gpu_fields = lambda: {"name": "a GPU", "compute_cap": "9.0"}
 conduct.unpack = lambda carried: Unpacked("", "")

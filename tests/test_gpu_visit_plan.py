@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from gpu_check import command, runner
 from gpu_check.report import ROOT
 from gpu_check.visit import clock, earlier, plan
+from gpu_check.visit.carried import Unpacked
 from gpu_check.visit.plan import VISITS, prepare
 
+ALL_THERE = Unpacked("", "")
 LIMITS = {1: 330, 2: 240}  # seconds; together with two starts they fit a quarter of an hour
 
 
@@ -24,16 +26,14 @@ LIMITS = {1: 330, 2: 240}  # seconds; together with two starts they fit a quarte
 
 
 @pytest.mark.parametrize("number", VISITS)
-def test_plans_fit_their_budgets(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_fit_their_budgets(number: int) -> None:
     visit = prepare(number, None)
     assert visit.budget == LIMITS[number]
-    assert visit.total(carried=True) <= visit.budget
-    assert clock.unreached(visit, carried=True) == []
-    text = "\n".join(clock.lines(visit, carried=True))
+    assert visit.total(ALL_THERE) <= visit.budget
+    assert clock.unreached(visit, ALL_THERE) == []
+    text = "\n".join(clock.lines(visit, ALL_THERE))
     assert "estimates" in text
     assert all(task.step.stage in text for task in visit.tasks)
-    seconds = sum(row[1] for row in clock.rows(visit, carried=True))
-    assert seconds == pytest.approx(visit.total(carried=True))
 
 
 @pytest.mark.parametrize("number", VISITS)
@@ -68,7 +68,7 @@ def test_the_documentation_has_the_table() -> None:
 def test_a_plan_over_its_budget_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clock, "why_stale", lambda folder: "")
+    monkeypatch.setattr(clock, "check", lambda folder: ALL_THERE)
     assert command.main(["--dry-run", "--visit", "1"]) == 0
     assert "OVER THE BUDGET" not in capsys.readouterr().out
     assert command.main(["--dry-run", "--visit", "1", "--seconds", "120"]) == 1
@@ -76,14 +76,17 @@ def test_a_plan_over_its_budget_fails(
     assert re.search(r"OVER THE BUDGET by \d+ s: not reached would be .*cases-triton", said)
 
 
-def test_what_is_not_carried_is_built_beside_the_first_stages(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_is_not_carried_is_made_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """The package beside the first stages, the probes before theirs."""
     visit = prepare(1, None)
     beside = sum(task.estimate for task in visit.tasks[:2])
-    assert visit.wait_for_build() == plan.BUILD.estimate - beside > 0
-    rows = [row[0] for row in clock.rows(visit, carried=False)]
-    assert rows.index("wait for build") == rows.index("cases") - 1
+    rows = {row.what: row.estimate for row in visit.clock(Unpacked("stale", ""))}
+    assert rows["wait for build"] == plan.BUILD.estimate - beside > 0
+    assert list(rows).index("wait for build") == list(rows).index("cases") - 1
+    assert visit.total(Unpacked("stale", "")) == visit.total(ALL_THERE) + rows["wait for build"]
+    rows = {row.what: row.estimate for row in visit.clock(Unpacked("stale", "stale"))}
+    assert list(rows).index("probes") == list(rows).index("layout") - 1
+    assert rows["wait for build"] < plan.BUILD.estimate - beside
     assert command.main(["--dry-run", "--visit", "1", "--carried", "no/such/folder"]) == 1
     said = capsys.readouterr().out
     assert "nothing is carried there" in said

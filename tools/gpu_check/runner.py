@@ -27,6 +27,7 @@ class Stage:
 
 
 LEAST_SECONDS = 20.0  # a stage is not started for less
+GRACE_SECONDS = 2.0  # for what a stage started to end by itself
 
 # In this order, most telling first. Each fits a ten-minute slot of its own.
 STAGES = {
@@ -83,9 +84,19 @@ class RunningStage:
                 json.dump(sorted(only), pipe)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
+        """SIGTERM first: ninja then ends its compilers, which are in groups of their own."""
+        if not self.running():
+            return
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(timeout=GRACE_SECONDS)
+            time.sleep(GRACE_SECONDS / 4)  # the group may outlive the stage by a moment
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        except ProcessLookupError:
+            return  # nobody of the group is left
 
     def running(self) -> bool:
         return self.process.poll() is None

@@ -22,6 +22,7 @@ from gpu_check import installed, machine, probe_library
 from gpu_check.report import ROOT
 
 STAMP = "stamp.json"
+NOT_PACKED = "it was not packed"
 Version = tuple[int, ...]
 _GLIBC = re.compile(rb"\0GLIBC_(\d+(?:\.\d+)+)(?=\0)")
 LOAD_SECONDS = 60.0
@@ -138,20 +139,22 @@ def read_stamp(folder: Path | None) -> dict[str, Any] | str:
     return found
 
 
-def why_stale(folder: Path | None) -> str:
-    """Empty when the folder holds a package of the sources as they are, for whichever Python."""
+def check(folder: Path | None) -> Unpacked:
+    """Whether the folder's files are whole and of the present sources, for whichever machine."""
     stamp = read_stamp(folder)
     if folder is None or isinstance(stamp, str):
-        return str(stamp)
-    if "package" not in stamp:
-        return "no package was packed"
-    return why_not_whole(folder, stamp["package"], package_digest())
+        return Unpacked(str(stamp), str(stamp))
+    reasons = {"package": package_digest(), "probes": probe_library.digest()}
+    for kind, digest in reasons.items():
+        is_packed = kind in stamp
+        reasons[kind] = why_not_whole(folder, stamp[kind], digest) if is_packed else NOT_PACKED
+    return Unpacked(**reasons)
 
 
 def unpack(folder: Path | None) -> Unpacked:
     """Puts into place what fits; what an earlier call left in place and still fits stays."""
     stamp = read_stamp(folder)
-    package = probes = stamp if isinstance(stamp, str) else "it was not packed"
+    package = probes = stamp if isinstance(stamp, str) else NOT_PACKED
     if folder is not None and isinstance(stamp, dict) and "package" in stamp:
         package = why_not_package(folder, stamp["package"])
     if folder is not None and isinstance(stamp, dict) and "probes" in stamp:

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .carried import why_stale
-from .plan import BUILD, START, TAR, UNPACK, Visit
+from .carried import Unpacked, check
+from .plan import TAR, Visit
 
 
-def rows(visit: Visit, carried: bool) -> list[tuple[str, float, str]]:
-    """(what, seconds, basis) in the order of the visit; what runs in spare seconds is not there."""
-    found = [(fixed.what, fixed.estimate, fixed.basis) for fixed in (START, UNPACK)]
-    waits = not carried
-    for task in (task for task in visit.tasks if not task.step.spare):
-        if waits and task.step.needs_package:
-            waits = False
-            found.append(("wait for build", visit.wait_for_build(), BUILD.basis))
-        jobs = "" if task.only is None else f"{len(task.only)} jobs left by the visit before; "
-        found.append((task.step.stage, task.estimate, jobs + task.step.basis))
-    return [*found, (TAR.what, TAR.estimate, TAR.basis)]
-
-
-def lines(visit: Visit, carried: bool) -> list[str]:
+def lines(visit: Visit, missing: Unpacked) -> list[str]:
     """A clock: each row with the second at which it begins."""
     found = [
         f"visit {visit.number}, {visit.budget:.0f} s: estimates, for 16 cores and one Hopper GPU; "
         "none was measured there"
     ]
     begins = 0.0
-    for what, seconds, basis in rows(visit, carried):
-        found.append(f"{begins:5.0f} s  {what:14} {seconds:4.0f} s  {basis}")
-        begins += seconds
+    for row in visit.clock(missing):
+        found.append(f"{begins:5.0f} s  {row.what:14} {row.estimate:4.0f} s  {row.basis}")
+        begins += row.estimate
     spare = visit.budget - begins
     found.append(f"{begins:5.0f} s  {'spare':14} {spare:4.0f} s")
     for task in (task for task in visit.tasks if task.step.spare):
@@ -39,29 +26,32 @@ def lines(visit: Visit, carried: bool) -> list[str]:
     return found
 
 
-def unreached(visit: Visit, carried: bool) -> list[str]:
+def unreached(visit: Visit, missing: Unpacked) -> list[str]:
     """The stages that begin later than leaves them their least."""
     begins, found = 0.0, []
-    for what, seconds, _ in rows(visit, carried):
-        step = next((task.step for task in visit.tasks if task.step.stage == what), None)
+    least = {task.step.stage: task.step.least for task in visit.tasks}
+    for row in visit.clock(missing):
         left = visit.budget - TAR.estimate - begins
-        if step is not None and left < step.least:
-            found.append(what)
-        begins += seconds
+        if row.what in least and left < least[row.what]:
+            found.append(row.what)
+        begins += row.estimate
     return found
 
 
 def show(visit: Visit, folder: Path | None) -> bool:
     """Prints the clock; whether the plan fits its budget."""
-    reason = why_stale(folder)
-    carried = not reason
-    if reason:
-        print(f"the package would be built there, from the first second on: {reason}")
-    print("\n".join(lines(visit, carried)))
-    over = visit.total(carried) - visit.budget
+    missing = check(folder)
+    for kind, reason in (("package", missing.package), ("probes", missing.probes)):
+        if reason:
+            print(f"{kind}: made there, {reason}")
+    print("\n".join(lines(visit, missing)))
+    over = visit.total(missing) - visit.budget
     if over <= 0:
         return True
-    left_out = ", ".join(unreached(visit, carried)) or "the end of the last stage"
-    remedy = "" if carried else "; `--pack FOLDER` before the visit and `--carried FOLDER` spare it"
-    print(f"OVER THE BUDGET by {over:.0f} s: not reached would be {left_out}{remedy}")
+    left_out = ", ".join(unreached(visit, missing)) or "the end of the last stage"
+    remedy = "; `--pack FOLDER` before the visit and `--carried FOLDER` spare the rest"
+    print(
+        f"OVER THE BUDGET by {over:.0f} s: not reached would be {left_out}"
+        f"{remedy if missing.package or missing.probes else ''}"
+    )
     return False

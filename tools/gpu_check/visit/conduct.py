@@ -19,7 +19,7 @@ from gpu_check.runner import RunningStage, Stage, ending, show
 from . import limits
 from .archive import Archive
 from .carried import unpack
-from .plan import TAR, Task, Visit
+from .plan import PROBES, TAR, Step, Task, Visit
 
 RENEW_SECONDS = 20.0  # how old the tar may be while a long stage runs
 Stages = dict[str, Stage]
@@ -46,7 +46,7 @@ class Conductor:
             "left_out": [],
         }
         self.building: RunningStage | None = None
-        self.built, self.failed = True, False
+        self.built, self.failed, self.compiles_probes = True, False, False
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -80,6 +80,7 @@ class Conductor:
             self.say("nvidia-smi finds no GPU: nothing is run")
             return False
         unpacked = unpack(carried)
+        self.compiles_probes = bool(unpacked.probes)
         self.say(f"probes: {unpacked.probes or 'in place'}")
         self.say(f"package: {unpacked.package or 'in place'}")
         if unpacked.package and not self.dry_run:
@@ -113,7 +114,7 @@ class Conductor:
         if step.needs_package and not self.wait_for_package(step.least):
             self.note(step.stage, "not started: the package is not there", failed=True)
             return
-        seconds = min(self.stages[step.stage].seconds if self.dry_run else step.cap, self.left())
+        seconds = min(self.cap(step), self.left())
         if seconds < step.least:
             text = f"not started, {self.left():.0f} s left of which it needs {step.least:.0f}"
             self.note(step.stage, text, failed=not step.spare)
@@ -123,6 +124,12 @@ class Conductor:
         report = running.finish(self.save, RENEW_SECONDS)
         show(report)
         self.note(step.stage, ending(report), failed=report["status"] == FAILED)
+
+    def cap(self, step: Step) -> float:
+        if self.dry_run:
+            return self.stages[step.stage].seconds
+        compiles = step.stage == "layout" and self.compiles_probes
+        return step.cap + (PROBES.estimate if compiles else 0)
 
     def note(self, stage: str, ending: str, *, failed: bool) -> None:
         second = round(time.time() - self.context.started, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .archive import read_reports
+from .carried import Unpacked
 from .earlier import Reports, is_finished, unfinished
 
 NEEDS_NO_PACKAGE = ("layout", "env")  # they run while the package is built
@@ -52,6 +53,7 @@ class Fixed:
 START = Fixed("start", "bash, python3, nvidia-smi", 5)
 UNPACK = Fixed("unpack", "the wheel, the probes, a process that loads each", 5)
 BUILD = Fixed("build", "430 s of a CPU, on 16 cores; runs beside the first stages", 90)
+PROBES = Fixed("probes", "nvcc, the slowest of 5 files", 40)
 TAR = Fixed("tar", "after each stage; the last counts", 3)
 
 AHEAD = Step(
@@ -157,20 +159,26 @@ class Visit:
     budget: float
     tasks: tuple[Task, ...]
 
-    def total(self, carried: bool) -> float:
-        around = (START, UNPACK, TAR)
-        planned = [task.estimate for task in self.tasks if not task.step.spare]
-        waiting = 0.0 if carried else self.wait_for_build()
-        return sum(fixed.estimate for fixed in around) + sum(planned) + waiting
+    def total(self, missing: Unpacked) -> float:
+        return sum(row.estimate for row in self.clock(missing))
 
-    def wait_for_build(self) -> float:
-        """What is left of the build when the first stage needs the package."""
-        beside = 0.0
-        for task in self.tasks:
-            if task.step.needs_package:
-                break
+    def clock(self, missing: Unpacked) -> list[Fixed]:
+        """The seconds in their order, those of spare stages left out; what is missing is made."""
+        found, beside = [START, UNPACK], 0.0
+        waits = bool(missing.package)
+        for task in (task for task in self.tasks if not task.step.spare):
+            step = task.step
+            jobs = "" if task.only is None else f"{len(task.only)} that the visit before left; "
+            if step.stage == "layout" and missing.probes:
+                found.append(PROBES)
+                beside += PROBES.estimate
+            if step.needs_package and waits:
+                waits = False
+                left = max(0.0, BUILD.estimate - beside)
+                found.append(Fixed("wait for build", BUILD.basis, left))
+            found.append(Fixed(step.stage, jobs + step.basis, task.estimate))
             beside += task.estimate
-        return max(0.0, BUILD.estimate - beside)
+        return [*found, TAR]
 
 
 def task_of(step: Step, earlier: Reports | None) -> Task | None:
