@@ -1,7 +1,7 @@
 """The GPU tables of docs/benchmarks.md and README.md, from results or from the lack of them.
 
-python -m bench.gpu_report save OUT    bench-*.json of tools/gpu_check.sh to bench/results/
-python -m bench.gpu_report docs        the GPU section of docs/benchmarks.md; prints README's
+python -m bench.gpu_report save RESULTS...  tars or folders of tools/gpu_check.sh to bench/results/
+python -m bench.gpu_report docs             the GPU section of docs/benchmarks.md; prints README's
 """
 
 from __future__ import annotations
@@ -277,8 +277,8 @@ def write_between_marks(path: Path, new: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) == 2 and arguments[0] == "save":
-        print(gpu_results.save(gpu_results.collect(Path(arguments[1]))))
+    if len(arguments) > 1 and arguments[0] == "save":
+        print(gpu_results.save(gpu_results.collect(*map(Path, arguments[1:]))))
     elif arguments == ["docs"]:
         results = gpu_results.newest()
         for path, text in ((DOCS, section(results)), (README, readme_table(results))):

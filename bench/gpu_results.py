@@ -10,6 +10,7 @@ from typing import Any
 from gpu_check import machine
 from gpu_check.bench_cases import GROUPS, GpuCase
 from gpu_check.report import ROOT
+from gpu_check.visit import archive
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -41,19 +42,22 @@ def all_cases() -> list[GpuCase]:
     return list(found.values())
 
 
-def collect(folder: Path) -> GpuResults:
-    """The bench-*.json of one folder as one result; ValueError when they do not fit together."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def collect(*paths: Path) -> GpuResults:
+    """The bench-*.json of tars and folders as one result; ValueError when they do not fit."""
+    found = [one for path in paths for one in archive.read_reports(path).values()]
     found = [one for one in found if not one["dry_run"]]
     reports = [one for one in found if one["stage"].startswith("bench-")]
     reports = [one for one in reports if one["data"].get("ceilings")]
+    names = ", ".join(map(str, paths))
     if not reports:
-        raise ValueError(f"{folder}: expected bench-*.json of a GPU run, found none with numbers")
+        raise ValueError(f"{names}: expected bench-*.json of a GPU run, found none with numbers")
+    # Later rows replace earlier ones: a peer's are those that were timed beside the CUDA kernels.
+    reports.sort(key=lambda one: one["stage"] != "bench-triton")
+    first = reports[-1]
     reports += [one for one in found if one["stage"] == "launch"]
     sources = {(one["sources"], one["machine"]["gpu"]) for one in reports}
     if len(sources) > 1:
-        raise ValueError(f"{folder}: expected one GPU and one state of the sources, got {sources}")
-    first = reports[0]
+        raise ValueError(f"{names}: expected one GPU and one state of the sources, got {sources}")
     about = {
         **first["machine"],
         "versions": {name: found for name, found in first["versions"].items() if found},
@@ -62,14 +66,19 @@ def collect(folder: Path) -> GpuResults:
         "date": first["started"][:10],
         "clocks": {one["stage"]: clocks(one["data"]) for one in reports},
     }
+    return GpuResults(about, first["data"]["ceilings"], rows_of(reports), launches_of(reports))
+
+
+def rows_of(reports: list[dict[str, Any]]) -> list[Row]:
+    """One row a case and contender, with the case's shape and the clocks just after it."""
     merged: dict[tuple[str, str], Row] = {}
     for answer in (answer for one in reports for answer in one["data"]["rows"]):
+        beside = {key: answer[key] for key in ("shape", "clocks") if key in answer}
         for row in answer.get("rows", []):
             key = (row["case"], row["contender"])
             if key not in merged or "errors" in row:
-                merged[key] = row | {"shape": answer["shape"]}
-    rows = list(merged.values())
-    return GpuResults(about, first["data"]["ceilings"], rows, launches_of(reports))
+                merged[key] = row | beside
+    return list(merged.values())
 
 
 def launches_of(reports: list[dict[str, Any]]) -> dict[str, Row]:
@@ -83,12 +92,8 @@ def launches_of(reports: list[dict[str, Any]]) -> dict[str, Row]:
 
 def clocks(data: dict[str, Any]) -> dict[str, dict[str, str]]:
     """nvidia-smi's clocks, power and temperature before and after one stage."""
-    names = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
     moments = {"before": data.get("gpu_before", {}), "after": data.get("gpu_after", {})}
-    return {
-        moment: {name: fields[name] for name in names if name in fields}
-        for moment, fields in moments.items()
-    }
+    return {moment: machine.clocks_of(fields) for moment, fields in moments.items()}
 
 
 def commit_of(report: dict[str, Any]) -> str:

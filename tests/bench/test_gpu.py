@@ -12,10 +12,11 @@ import torch
 from gpu_check import bench as bench_stage
 from gpu_check import bench_jobs
 from gpu_check.accelerator import StandIn
-from gpu_check.bench_cases import DRY_SHAPES, GROUPS, GpuCase, find
+from gpu_check.bench_cases import DRY_SHAPES, GROUPS, PARTS, GpuCase, cases_of, find
 from gpu_check.bench_contenders import Contender
 from gpu_check.peer_cases import PeerCase
 from gpu_check.peers import make_inputs
+from gpu_check.visit import archive
 
 from bench import gpu_report, gpu_results
 from drope_kernels import attention
@@ -211,6 +212,47 @@ def test_triton_has_its_tables(folder: Path, tmp_path: Path) -> None:
     assert "| not measured |" in line(text, GROUPS["decode"][0].label)
     assert line(text, "decode").split(" | ")[1:4] == ["21", "61", "11"]
     assert "| 3.21 | 0.12 |" in line(text, "forward")
+
+
+def test_the_tars_of_two_visits_are_one_result(folder: Path, tmp_path: Path) -> None:
+    """The peers' rows are those that were timed beside the CUDA kernels, clocks beside them."""
+    first = json.loads((folder / "bench-quick.json").read_text()) | {"stage": "bench-cuda"}
+    first["data"]["rows"][0]["clocks"] = {"clocks.sm": "1980 MHz"}
+    case = GROUPS["quick"][0]
+    rows = [measured(case, "triton", 3.0), measured(case, "sdpa_flash", 9.0)]
+    second = first | {"stage": "bench-triton"}
+    second["data"] = first["data"] | {"rows": [{"shape": {}, "rows": rows}]}
+    tars = []
+    for report in (first, second):
+        inside = tmp_path / f"visit-{len(tars) + 1}"
+        inside.mkdir()
+        (inside / f"{report['stage']}.json").write_text(json.dumps(report))
+        tars.append(tmp_path / f"{inside.name}.tar.gz")
+        archive.Archive(tars[-1], inside, [], 1 << 20).renew()
+    results = gpu_results.collect(*tars)
+    flash, cuda = (results.row(case, name) for name in ("sdpa_flash", "cuda"))
+    assert flash["forward"]["median_ms"] == 1.5
+    assert cuda["clocks"] == {"clocks.sm": "1980 MHz"}
+    assert set(results.machine["clocks"]) == {"bench-cuda", "bench-triton"}
+    assert results.row(case, "triton")["forward"]["median_ms"] == 1.25, "beside the CUDA kernels"
+    results = gpu_results.collect(tars[1])
+    assert results.row(case, "triton")["forward"]["median_ms"] == 3.0
+
+
+def test_a_part_of_a_group_has_its_contenders_alone() -> None:
+    case = GROUPS["quick"][0]
+    where = StandIn()
+    where.backends = ("cuda", "cuda_sm80", "triton")
+    names = {
+        part: [one.name for one in bench_jobs.chosen_contenders(case, where, False, PARTS[part])]
+        for part in PARTS
+    }
+    assert names["cuda"][:4] == ["cuda", "cuda_sm80", "sdpa_cudnn", "sdpa_flash"]
+    assert "triton" not in names["cuda"]
+    assert names["triton"] == ["triton", "sdpa_flash"]
+    shapes = {(one.shape.head_dim, one.shape.seqlen_q) for one in cases_of("cuda")}
+    assert {(dim, length) for dim in (64, 128) for length in (1024, 4096, 16_384)} <= shapes
+    assert sum(one.shape.is_decode for one in cases_of("cuda")) == 2
 
 
 def test_different_sources_do_not_make_one_result(folder: Path) -> None:

@@ -25,14 +25,14 @@ LISTING = {
     "foreign": ["foreign_attention"],
     "ahead": ["ahead of bench: causal D128 B4 H16 S4096"],
 }
-BACKENDS = ["triton", "cuda", "cuda_sm80"]
+BACKENDS = ["cuda", "cuda_sm80", "triton"]
 
 
 @pytest.mark.parametrize(
     ("available", "capability", "expected"),
     [
         (["cuda", "triton", "cpu", "reference"], (9, 0), BACKENDS),
-        (["cuda", "triton", "cpu", "reference"], (8, 0), ["triton", "cuda"]),
+        (["cuda", "triton", "cpu", "reference"], (8, 0), ["cuda", "triton"]),
         (["triton", "cpu", "reference"], (9, 0), ["triton"]),
         (["cuda", "cpu", "reference"], (9, 0), ["cuda", "cuda_sm80"]),
     ],
@@ -60,7 +60,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_backend_has_its_cases() -> None:
     jobs = {}
-    for stage in ("cases", "cases-triton"):
+    for stage in ("cases", "cases-triton", "ahead-triton"):
         chosen = cases.stage_backends(stage, BACKENDS)
         names = cases.job_names(LISTING, chosen, stage, dry_run=False)
         assert len(set(names)) == len(names)
@@ -68,6 +68,8 @@ def test_every_backend_has_its_cases() -> None:
     assert {job[0] for job in jobs["cases-triton"]} == {"triton"}
     assert {job[0] for job in jobs["cases"]} == {"cuda", "cuda_sm80"}
     everything = jobs["cases"] | jobs["cases-triton"]
+    assert {job[3] for job in jobs["ahead-triton"]} == set(LISTING["ahead"])
+    assert {job[0] for job in jobs["ahead-triton"]} == {"triton"}
     for backend in BACKENDS:
         for name in LISTING["cases"]:
             for dtype in ("bfloat16", "float16"):
@@ -76,7 +78,17 @@ def test_every_backend_has_its_cases() -> None:
     assert {job[0] for job in everything if job[1] == "float32"} == {"triton"}
     assert {job[0] for job in everything if job[3] == "decode"} == {"triton", "cuda"}
     assert {job[0] for job in everything if job[3] == "foreign_attention"} == {"triton", "cuda"}
-    assert {job[0] for job in everything if job[3].startswith("ahead")} == {"triton"}
+    assert not any(job[3].startswith("ahead") for job in everything)
+
+
+def test_the_most_useful_cases_of_triton_come_first() -> None:
+    listing = named_cases.listing(StandIn())
+    names = cases.job_names(listing, ["triton"], "cases-triton", dry_run=False)
+    first = [name.split(maxsplit=3)[-1] for name in names[: len(cases.USEFUL)]]
+    assert tuple(first) == cases.USEFUL
+    of_bfloat16 = [name for name in names if name.startswith("triton bfloat16 free ")]
+    assert names[: len(of_bfloat16)] == of_bfloat16
+    assert len(of_bfloat16) == len(listing["cases"]) + len(listing["decodes"])
 
 
 def test_stage_without_its_backend_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +97,15 @@ def test_stage_without_its_backend_fails(tmp_path: Path, monkeypatch: pytest.Mon
     outcome = cases.run(Context("cases-triton", tmp_path, dry_run=True, seconds=60))
     assert outcome.status == "failed"
     assert "there are ['cuda']" in outcome.reason
+
+
+def test_stage_whose_worker_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "ask", lambda *_: {"error": "RuntimeError: no NVIDIA driver"})
+    outcome = cases.run(Context("cases", tmp_path, dry_run=True, seconds=60))
+    assert outcome.status == "failed"
+    assert outcome.table == ["FAILED list: RuntimeError: no NVIDIA driver"]
 
 
 def test_what_did_not_pass_is_told() -> None:

@@ -100,13 +100,26 @@ def job_run(tmp_path: Path, seconds: float = 60, *, dry_run: bool = True) -> job
     return jobs.JobRun(Context("cases", tmp_path, dry_run, seconds), "named_cases", 30)
 
 
+JOB = "reference bfloat16 free regular"
+
+
 def test_jobs_without_time_are_named(tmp_path: Path) -> None:
-    with job_run(tmp_path, seconds=1) as run:
-        assert run.ask("reference bfloat16 free regular") is None
+    with job_run(tmp_path, seconds=0) as run:
+        run.ask_all([JOB])
     outcome = run.outcome([])
     assert outcome.status == "failed"
-    assert outcome.data["unreached"] == ["reference bfloat16 free regular"]
+    assert outcome.data["planned"] == outcome.data["unreached"] == [JOB]
     assert outcome.table == ["1 not reached in time"]
+
+
+def test_only_the_jobs_that_were_asked_for_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "ask", lambda *_: {})
+    context = Context("cases", tmp_path, dry_run=True, seconds=60, only=frozenset(["b", "d"]))
+    with jobs.JobRun(context, "named_cases", 30) as run:
+        run.ask_all(["a", "b", "c", "d"])
+    assert run.data["planned"] == [row["job"] for row in run.rows] == ["b", "d"]
 
 
 def test_jobs_of_a_kind_that_hangs_are_not_asked(

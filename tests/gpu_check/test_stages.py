@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,54 +19,89 @@ from gpu_check import (
     watched,
 )
 from gpu_check.accelerator import StandIn
+from gpu_check.machine import find_nvcc
 from gpu_check.package import Package
 from gpu_check.report import ROOT, Context
+from gpu_check.visit import archive
 from torch import Tensor
 from visits import run_script
 
 from drope_kernels.backends import reference
 from drope_kernels.call import dispatch
 
-STAGES = (
-    *("cases-triton", "cases", "stress", "bench-quick", "launch", "sanitizer", "profile", "train"),
-)
+FIRST = (*("layout", "env", "cases", "bench-cuda", "cases-triton", "ahead-triton", "bench-triton"),)
+SECOND = ("cases", "sanitizer", "train", "stress", "bench-decode", "launch", "profile")
+FAILED_JOB = "reference bfloat16 free regular"
+needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not on this machine")
+
+
+def dry_visit(out: Path, *arguments: str) -> dict[str, Any]:
+    """The reports in the tar of a visit whose stages run dry, in however long a time."""
+    done = run_script("--dry-run", "--seconds", "9999", *arguments, str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tar,) = out.iterdir()
+    assert tar.name.endswith(".tar.gz")
+    return archive.read_reports(tar)
 
 
 @pytest.fixture(scope="module")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("gpu_check_stages")
-    done = run_script("--dry-run", str(out), *STAGES)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
+def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Both visits; of the first, one case is said to have failed."""
+    out = tmp_path_factory.mktemp("gpu_visits")
+    first = dry_visit(out / "1", "--visit", "1")
+    folder = out / "failed"
+    folder.mkdir()
+    for name, report in copy.deepcopy(first).items():
+        for row in report["data"].get("rows", []) if name == "cases" else []:
+            if row["job"] == FAILED_JOB:
+                row["error"] = "MismatchError: dq"
+                report["status"] = "failed"
+        (folder / f"{name}.json").write_text(json.dumps(report))
+    second = dry_visit(out / "2", "--visit", "2", "--after", str(folder))
+    return {"first": first, "second": second}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dry_run_does_everything_and_claims_nothing(stage: str, dry_run: dict[str, Any]) -> None:
-    report = dry_run[stage]
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("visit", "stage"),
+    [*(("first", stage) for stage in FIRST), *(("second", stage) for stage in SECOND)],
+)
+def test_dry_run_does_everything_and_claims_nothing(
+    visit: str, stage: str, visits: dict[str, dict[str, Any]]
+) -> None:
+    assert set(visits[visit]) == {"visit", *(FIRST if visit == "first" else SECOND)}
+    report = visits[visit][stage]
     assert report["status"] == "not measured"
+    if stage in ("layout", "env"):
+        return
     assert report["data"]["rows"]
     for row in report["data"]["rows"]:
         assert "error" not in row
 
 
-def test_dry_run_reaches_the_logic_of_each_stage(dry_run: dict[str, Any]) -> None:
+@needs_nvcc
+def test_dry_run_reaches_the_logic_of_each_stage(visits: dict[str, dict[str, Any]]) -> None:
+    first, second = visits["first"], visits["second"]
     for stage in ("cases", "cases-triton"):
-        names = {row["job"].split(maxsplit=3)[-1] for row in dry_run[stage]["data"]["rows"]}
+        names = {row["job"].split(maxsplit=3)[-1] for row in first[stage]["data"]["rows"]}
         assert {"regular", "packed_rope", "decode_pages_rotated", "foreign_decode"} <= names
-        assert any(name.startswith("ahead of") for name in names) == (stage == "cases-triton")
-    checks = {row["job"].split()[-1] for row in dry_run["stress"]["data"]["rows"]}
+    assert [row["job"] for row in second["cases"]["data"]["rows"]] == [FAILED_JOB]
+    for row in first["ahead-triton"]["data"]["rows"]:
+        assert "ahead of" in row["job"]
+    checks = {row["job"].split()[-1] for row in second["stress"]["data"]["rows"]}
     assert checks == set(stress_checks.CHECKS)
-    for answer in dry_run["bench-quick"]["data"]["rows"]:
+    for answer in first["bench-cuda"]["data"]["rows"]:
         ours = answer["rows"][0]
         assert ours["contender"] == "reference"
         assert {"errors", "forward"} <= set(ours)
-    (row,) = dry_run["train"]["data"]["rows"]
+    (row,) = second["train"]["data"]["rows"]
     assert row["dropped"]["tokens_per_second"] > 0
-    ours, sdpa, first = dry_run["launch"]["data"]["rows"]
-    assert set(ours["host_us"]) == set(small_calls.NAMES)
-    assert sdpa["job"] == "steady sdpa"
-    assert set(first["first_seconds"]) == {"cold", "warm"}
-    assert set(small_calls.NAMES) < set(first["first_seconds"]["cold"])
+    launches = {row["job"]: row for row in second["launch"]["data"]["rows"]}
+    assert set(launches["steady reference"]["host_us"]) == set(small_calls.NAMES)
+    assert "steady sdpa" in launches
+    runs = launches["first reference"]["first_seconds"]
+    assert set(runs) == {"cold", "warm"}
+    assert set(small_calls.NAMES) < set(runs["cold"])
 
 
 # ---- wrong backends are noticed

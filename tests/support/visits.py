@@ -18,6 +18,6 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
         [str(SCRIPT), *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         env=os.environ | {"PATH": path} | environment,
     )

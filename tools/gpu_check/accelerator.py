@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import timing
+from . import machine, timing
 from .sm80 import register_sm80
 
 Call = Callable[[], Any]
@@ -60,6 +60,10 @@ class StandIn:
 
         return sample
 
+    def clocks(self) -> dict[str, str]:
+        """The GPU's clocks, power and temperature now, just after what was timed."""
+        return {}
+
     def peak_bytes(self, call: Call) -> int | None:
         """By how much one call raises the device memory in use; None where that is not known."""
         call()
@@ -69,7 +73,7 @@ class StandIn:
 class Gpu(StandIn):
     """CUDA device 0 (the current one) and the backends of this build that run there.
 
-    Triton first: no wrapper and no layout of ours stands between its kernels and their first run.
+    Triton last: it compiles while the others run.
     """
 
     device = "cuda"
@@ -82,9 +86,11 @@ class Gpu(StandIn):
             raise RuntimeError("TRITON_INTERPRET is set: no Triton kernel would be compiled")
         torch.cuda.init()
         available = drope_kernels.available_backends()
-        self.backends = [name for name in ("triton", "cuda") if name in available]
-        if "cuda" in self.backends and torch.cuda.get_device_capability() == (9, 0):
+        self.backends = ["cuda"] if "cuda" in available else []
+        if self.backends and torch.cuda.get_device_capability() == (9, 0):
             self.backends.append(register_sm80())
+        if "triton" in available:
+            self.backends.append("triton")
         if not self.backends:
             raise RuntimeError(
                 f"no GPU backend: available_backends() is {available}, "
@@ -128,6 +134,9 @@ class Gpu(StandIn):
 
     def timer(self) -> Callable[[Call], float]:
         return timing.cold_timer()
+
+    def clocks(self) -> dict[str, str]:
+        return machine.clocks_of(machine.gpu_fields())
 
     def peak_bytes(self, call: Call) -> int | None:
         torch.cuda.synchronize()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .bench_cases import DRY_SHAPES, GROUPS
+from .bench_cases import DRY_SHAPES, cases_of, is_ours
 from .jobs import JobRun
 from .report import FAILED, Context, Outcome
-from .sm80 import SM80
 
 JOB_SECONDS = 150.0
-OURS = ("cuda", SM80, "triton", "reference")
 
 
 def run(context: Context) -> Outcome:
@@ -19,7 +17,7 @@ def run(context: Context) -> Outcome:
     with JobRun(context, "bench_jobs", JOB_SECONDS) as jobs:
         if found := jobs.opening("ceilings"):
             jobs.data["ceilings"] = found
-            name, cases = ("dry", DRY_SHAPES) if context.dry_run else (group, GROUPS[group])
+            name, cases = ("dry", DRY_SHAPES) if context.dry_run else (group, cases_of(group))
             jobs.ask_all(f"{name} {case.label}" for case in cases)
     measured = [row for answer in jobs.rows for row in answer.get("rows", [])]
     outcome = jobs.outcome([*roofline(jobs.data.get("ceilings")), *table(measured)])
@@ -28,10 +26,6 @@ def run(context: Context) -> Outcome:
         lines = [f"{row['case']} {row['contender']}: {row['error'][:100]}" for row in wrong]
         return Outcome(FAILED, outcome.data, [*outcome.table, *lines], "ours has no number")
     return outcome
-
-
-def is_ours(row: dict[str, Any]) -> bool:
-    return row["contender"].removesuffix("_no_rope") in OURS
 
 
 def roofline(ceilings: dict[str, Any] | None) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from .peer_cases import HEAD_DIMS, PeerCase, decode, decode_cases, prefill, rope_cases
+from .sm80 import SM80
 
 PAGE_SIZE = 64
+OURS = ("cuda", SM80, "triton", "reference")  # the last in dry runs
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class GpuCase:
         parts += ["rope"] if self.rope else []
         parts += [f"pages {self.page_size}"] if self.page_size is not None else []
         return " ".join(parts)
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    return row["contender"].removesuffix("_no_rope") in OURS
 
 
 def of(shapes: list[PeerCase]) -> list[GpuCase]:
@@ -75,6 +82,22 @@ GROUPS = {
     "long": long(),
     "flex": quick()[:6],
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some contenders at the shapes of a group: ours and, of the peers, those named or all."""
+
+    group: str
+    backends: tuple[str, ...]
+    peers: tuple[str, ...] | None = None
+
+
+# What a visit of minutes measures first, and what waits until Triton has compiled.
+PARTS = {
+    "cuda": Part("quick", ("cuda", SM80)),
+    "triton": Part("quick", ("triton",), ("sdpa_flash",)),
+}
 DRY_SHAPES = [
     GpuCase(PeerCase(1, 4, 2, 48, 48, 16, causal=True, backward=True)),
     GpuCase(PeerCase(1, 2, 2, 40, 40, 16, causal=True, backward=True), rope=True),
@@ -82,6 +105,11 @@ DRY_SHAPES = [
 ]
 
 
-def find(group: str, label: str) -> GpuCase:
-    known = DRY_SHAPES if group == "dry" else GROUPS[group]
+def cases_of(name: str) -> list[GpuCase]:
+    """Of a group or a part of one."""
+    return GROUPS[PARTS[name].group if name in PARTS else name]
+
+
+def find(name: str, label: str) -> GpuCase:
+    known = DRY_SHAPES if name == "dry" else cases_of(name)
     return next(case for case in known if case.label == label)

@@ -13,7 +13,7 @@ import torch
 
 from . import exact, timing
 from .accelerator import StandIn
-from .bench_cases import GpuCase, find
+from .bench_cases import PARTS, GpuCase, Part, find, is_ours
 from .bench_contenders import Contender, contenders, expected_inputs, restore
 from .failures import CALL_ERRORS
 from .peer_calls import Attention
@@ -106,12 +106,25 @@ def sm80_differs(case: GpuCase) -> bool:
     return not case.shape.is_decode and not case.rope and case.shape.head_dim <= 128
 
 
-def measure(case: GpuCase, where: StandIn, flex: bool = False) -> list[Row]:
+def chosen_contenders(
+    case: GpuCase, where: StandIn, flex: bool, part: Part | None
+) -> list[Contender]:
+    backends = [name for name in where.backends if name != SM80 or sm80_differs(case)]
+    if part is not None:
+        backends = [name for name in backends if name in part.backends]
+    found = contenders(case, backends, flex)
+    if part is None or part.peers is None:
+        return found
+    return [one for one in found if is_ours({"contender": one.name}) or one.name in part.peers]
+
+
+def measure(
+    case: GpuCase, where: StandIn, flex: bool = False, part: Part | None = None
+) -> list[Row]:
     """One row a contender."""
     dtype = torch.bfloat16 if where.device == "cuda" else torch.float32
     inputs = make_inputs(case.shape, where.device, dtype)
-    backends = [name for name in where.backends if name != SM80 or sm80_differs(case)]
-    calls, rows = gated(case, inputs, contenders(case, backends, flex))
+    calls, rows = gated(case, inputs, chosen_contenders(case, where, flex, part))
     work = {name: passes(case, inputs, call) for name, call in calls.items()}
     sample = where.timer()
     for kind in ("forward", "backward", "train"):
@@ -131,4 +144,5 @@ def run_job(job: str, where: StandIn) -> Row:
     group, _, label = job.partition(" ")
     case = find(group, label)
     shape = asdict(case.shape) | {"rope": case.rope, "page_size": case.page_size}
-    return {"shape": shape, "rows": measure(case, where, flex=group == "flex")}
+    rows = measure(case, where, flex=group == "flex", part=PARTS.get(group))
+    return {"shape": shape, "clocks": where.clocks(), "rows": rows}

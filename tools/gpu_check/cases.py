@@ -1,8 +1,8 @@
 """Stages cases and cases-triton: the test suite's named cases on the device, and decode.
 
 The Triton kernels have a stage of their own. Almost all of its time goes into compiling, a kernel
-for every combination of features; so it has many workers, and leaves the compiled kernels where
-the later stages find them.
+for every combination of features; so it has many workers. So has ahead-triton, which compares
+nothing: it makes the calls of later stages, that they find their kernels compiled.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .jobs import JobRun
 from .report import FAILED, Context, Outcome
 from .sm80 import SM80
 
-OF_TRITON = "cases-triton"  # the stage
-JOB_SECONDS = 60.0
+CASES, OF_TRITON, AHEAD = "cases", "cases-triton", "ahead-triton"  # the stages
+JOB_SECONDS = {CASES: 30.0, OF_TRITON: 60.0, AHEAD: 60.0}  # nvcc has compiled, Triton has not
 # Unwritten memory is NaN in both; "free" runs the kernels that need not be deterministic.
 FREE, DETERMINISTIC = "free", "deterministic"
 # Most telling first: bfloat16, then what differs in conversions and masks alone.
@@ -25,8 +25,15 @@ TRITON_KINDS = (
     *(("bfloat16", FREE), ("float32", FREE), ("float16", FREE)),
     ("bfloat16", DETERMINISTIC),
 )
-MOST_WORKERS = 12  # contexts on one GPU
+# Of the Triton kernels these first: a case of every feature, those that models use most.
+USEFUL = (
+    *("regular", "rope", "gqa_4_to_1", "head_dim_128", "decode", "decode_rope", "packed_rope"),
+    *("rope_gqa", "right_padded", "scale_per_head", "decode_pages", "window_16", "regular_full"),
+)
+# Workers, contexts on one GPU: where nothing is compiled the yardstick keeps a few cores busy.
+MOST_WORKERS = {CASES: 4, OF_TRITON: 12, AHEAD: 12}
 DRY_WORKERS = 2
+LISTING = "list"  # the job that says what there is to ask for; a row only where it failed
 DRY = {
     *("regular", "fused_projection_rope", "expanded_heads", "packed_rope", "softcap"),
     *("padded_both_sides_full", "decode_pages_rotated", "decode_rows"),
@@ -36,7 +43,12 @@ DRY = {
 def stage_backends(stage: str, backends: list[str]) -> list[str]:
     """Those that the stage checks; in a dry run both check the one that stands in."""
     of_triton = [name for name in backends if name in ("triton", "reference")]
-    return of_triton if stage == OF_TRITON else [name for name in backends if name != "triton"]
+    return [name for name in backends if name != "triton"] if stage == CASES else of_triton
+
+
+def most_useful_first(names: list[str]) -> list[str]:
+    worth = {name: index for index, name in enumerate(USEFUL)}
+    return sorted(names, key=lambda name: worth.get(name, len(worth)))
 
 
 def job_names(listing: dict[str, Any], backends: list[str], stage: str, dry_run: bool) -> list[str]:
@@ -45,8 +57,12 @@ def job_names(listing: dict[str, Any], backends: list[str], stage: str, dry_run:
     def names(backend: str) -> list[str]:
         """The decode kernels are the same in both families."""
         found = listing["cases"] + ([] if backend == SM80 else listing["decodes"])
+        found = most_useful_first(found) if stage == OF_TRITON else found
         return [name for name in found if name in DRY] if dry_run else found
 
+    if stage == AHEAD:
+        ahead = listing["ahead"][:2] if dry_run else listing["ahead"]
+        return [f"{backend} bfloat16 {FREE} {name}" for backend in backends for name in ahead]
     kinds = TRITON_KINDS if stage == OF_TRITON else KINDS
     jobs = [
         f"{backend} {dtype} {mode} {name}"
@@ -56,9 +72,6 @@ def job_names(listing: dict[str, Any], backends: list[str], stage: str, dry_run:
     ]
     foreign = [(backend, name) for backend in backends for name in listing["foreign"]]
     jobs += [f"{backend} float16 {FREE} {name}" for backend, name in foreign if backend != SM80]
-    if stage == OF_TRITON:  # nothing is compared: the later stages find their kernels compiled
-        ahead = listing["ahead"][:2] if dry_run else listing["ahead"]
-        jobs += [f"{backend} bfloat16 {FREE} {name}" for backend in backends for name in ahead]
     return jobs
 
 
@@ -66,7 +79,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """One line for each backend, dtype and mode; then what was refused or not run: few."""
     counts: dict[str, Counter[str]] = {}
     reasons: dict[str, str] = {}
-    for row in rows:
+    for row in (row for row in rows if row["job"] != LISTING):
         backend, dtype, mode, name = row["job"].split(maxsplit=3)
         aside = next((key for key in ("refused", "not_run") if key in row), "passed")
         verdict = "failed" if "error" in row else aside.replace("_", " ")
@@ -81,14 +94,15 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def num_workers(context: Context) -> int:
-    if context.name != OF_TRITON:
-        return 1
-    return DRY_WORKERS if context.dry_run else max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))
+    if context.dry_run:
+        return DRY_WORKERS
+    return max(1, min(MOST_WORKERS[context.name], (os.cpu_count() or 1) - 2))
 
 
 def run(context: Context) -> Outcome:
-    with JobRun(context, "named_cases", JOB_SECONDS, num_workers(context)) as jobs:
-        if listing := jobs.opening("list"):
+    seconds = JOB_SECONDS[context.name]
+    with JobRun(context, "named_cases", seconds, num_workers(context)) as jobs:
+        if listing := jobs.opening(LISTING):
             backends = stage_backends(context.name, listing["backends"])
             jobs.data |= {"backends": backends}
             if not backends:

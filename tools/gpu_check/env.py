@@ -66,5 +66,6 @@ def run(context: Context) -> Outcome:
         f"copy {copy['terabytes_per_second']:.2f} TB/s (read + write)",
         f"bf16 matmul {MATMUL_SIZE}: {matmul['tflops']:.0f} TFLOP/s, "
         f"SM clock after it {data['gpu_fields_after']['clocks.sm']}",
+        f"runtime {machine.runtime()}",
     ]
     return Outcome(OK, data, table)

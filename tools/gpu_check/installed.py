@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 from . import machine
 from .report import ROOT
@@ -17,9 +18,19 @@ BUILT_FROM = (
 )
 
 
+def identity() -> str:
+    """Of the sources and of the Python that can import what was built of them."""
+    return f"{machine.source_digest(ROOT, BUILT_FROM)} {sys.implementation.cache_tag}"
+
+
 def is_current() -> bool:
-    digest = machine.source_digest(ROOT, BUILT_FROM)
-    return STAMP.exists() and STAMP.read_text() == digest
+    return STAMP.exists() and STAMP.read_text() == identity()
+
+
+def of_the_tree() -> bool:
+    """Whether the tree itself holds a module for this Python; of which sources, it does not say."""
+    pattern = f"_C.{sys.implementation.cache_tag}*.so"
+    return any((ROOT / "drope_kernels").glob(pattern))
 
 
 def clear() -> None:
@@ -28,4 +39,4 @@ def clear() -> None:
 
 def mark() -> None:
     """Says that what is in FOLDER was built from the present sources and works."""
-    STAMP.write_text(machine.source_digest(ROOT, BUILT_FROM))
+    STAMP.write_text(identity())

@@ -12,7 +12,7 @@ from . import machine, package
 from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
 from .worker import Worker
 
-RESERVE_SECONDS = 15.0  # nothing new is started when less is left
+MOST_RESERVED = 15.0  # seconds: nothing new is started when less is left, of a short stage a tenth
 MOST_HUNG = 2  # jobs of one kind, their first word: a backend's others would hang as long
 
 
@@ -20,8 +20,8 @@ class JobRun:
     """Asks the workers of gpu_check.`module` for one job after another, within the stage's time.
 
     num_workers: more than one where jobs spend their time compiling, and none is timed.
-    data["rows"]: {"job": name, "seconds": s, ...} of each; "unreached": those out of time, and
-    those of a kind that hangs.
+    data["planned"]: what was asked for; "rows": {"job": name, "seconds": s, ...} of each that was
+    done; "unreached": those out of time, and those of a kind that hangs.
     `blocked` says why nothing can run here, or is empty.
     """
 
@@ -30,7 +30,8 @@ class JobRun:
     ) -> None:
         self.context, self.job_seconds = context, job_seconds
         self.mode = "dry-run" if context.dry_run else "measure"
-        self.data: dict[str, Any] = {"rows": [], "unreached": [], "builds": []}
+        self.data: dict[str, Any] = {"planned": [], "rows": [], "unreached": [], "builds": []}
+        self.reserve = min(MOST_RESERVED, context.seconds / 10)
         self.num_workers = num_workers
         self.workers: list[Worker] = []
         self.idle: SimpleQueue[Worker] = SimpleQueue()
@@ -62,13 +63,13 @@ class JobRun:
     def ask(self, name: str) -> dict[str, Any] | None:
         """The job's row; None when there is no time left for it."""
         context = self.context
-        if context.remaining() < RESERVE_SECONDS:
+        if context.remaining() < self.reserve:
             self.data["unreached"].append(name)
             return None
         assert self.workers, "entered and not blocked"
         worker = self.idle.get()
         try:
-            seconds = min(self.job_seconds, context.remaining() - RESERVE_SECONDS / 2)
+            seconds = min(self.job_seconds, context.remaining() - self.reserve / 2)
             row = {"job": name, **worker.ask(name, seconds)}
         finally:
             self.idle.put(worker)
@@ -86,7 +87,9 @@ class JobRun:
         return answer
 
     def ask_all(self, names: Iterable[str]) -> None:
-        """In this order; several workers end them in any."""
+        """Those that the stage was asked for, in this order; several workers end them in any."""
+        chosen = [name for name in names if self.context.wants(name)]
+        self.data["planned"] += chosen
 
         def ask(name: str) -> None:
             if self.hangs(name.split()[0]):
@@ -95,7 +98,7 @@ class JobRun:
                 self.ask(name)
 
         with ThreadPoolExecutor(self.num_workers) as threads:
-            list(threads.map(ask, names))  # raises what a thread raised
+            list(threads.map(ask, chosen))  # raises what a thread raised
 
     def hangs(self, kind: str) -> bool:
         done = list(self.rows)

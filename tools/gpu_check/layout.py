@@ -6,89 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from dataclasses import asdict
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import machine
-from .nvcc import SM_80, SM_90A, Compilation, Source, compile_all, link, sass_counts
+from . import machine, probe_library
 from .probe import Probe
+from .probe_library import ProbeLibrary, ProbesDoNotCompileError
 from .probe_worker import PROBES
-from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
+from .report import FAILED, NOT_MEASURED, OK, ROOT, RUNNING, Context, Outcome
 
-FOLDER = Path(__file__).parent / "probes"
-PROBE_SECONDS = 60  # one probe; a hung kernel ends with its process
-SM80_GEMM = ("cp.async.cg.shared.global", "ldmatrix.sync", "mma.sync.aligned.m16n8k16")
-SOURCES = (
-    Source(
-        "sm80",
-        SM_80,
-        (
-            "cp.async.cg.shared.global [",
-            "cp.async.commit_group",
-            "cp.async.wait_group",
-            "ldmatrix.sync.aligned.m8n8.x2.shared.b16",
-            "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
-            "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16",
-            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
-            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
-            "ex2.approx.ftz.f32",
-            "cvt.rn.bf16x2.f32",
-            "cvt.rn.f16x2.f32",
-            "cvt.f32.f16",
-            "red.global.add.f32",
-            "bar.sync",
-            "bar.arrive",
-        ),
-    ),
-    Source("gemm_sm80", SM_80, SM80_GEMM),
-    Source(
-        "sm90_copy",
-        SM_90A,
-        (
-            *(f"stmatrix.sync.aligned.m8n8.{x}.shared.b16" for x in ("x2", "x4")),
-            *(f"stmatrix.sync.aligned.m8n8.{x}.trans.shared.b16" for x in ("x2", "x4")),
-            "mbarrier.init.shared::cta.b64",
-            "mbarrier.arrive.shared::cta.b64",
-            "mbarrier.arrive.expect_tx.shared::cta.b64",
-            "mbarrier.expect_tx.relaxed.cta.shared::cta.b64",
-            "mbarrier.try_wait.parity.shared::cta.b64",
-            "mbarrier.test_wait.parity.shared::cta.b64",
-            "fence.mbarrier_init.release.cluster",
-            "fence.proxy.async.shared::cta",
-            "elect.sync",
-            "prefetch.tensormap",
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
-            "cp.async.bulk.global.shared::cta.bulk_group",
-            "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32",
-            *(f"red.global.add.v{width}.f32" for width in (2, 4)),
-            "cp.async.bulk.commit_group",
-            "cp.async.bulk.wait_group 0",
-            "cp.async.bulk.wait_group.read",
-            *(f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile" for rank in (2, 3, 4)),
-            *(f"cp.async.bulk.tensor.{rank}d.global.shared::cta.tile" for rank in (2, 3, 4)),
-            *(f"cp.reduce.async.bulk.tensor.{rank}d.global.shared::cta" for rank in (2, 3, 4)),
-        ),
-    ),
-    Source(
-        "sm90_wgmma",
-        SM_90A,
-        (
-            "wgmma.fence.sync.aligned",
-            "wgmma.commit_group.sync.aligned",
-            "wgmma.wait_group.sync.aligned",
-            *(f"m64n{n}k16.f32.bf16.bf16" for n in (64, 80, 96, 128, 176, 192, 256)),
-            *(f"m64n{n}k16.f32.f16.f16" for n in (64, 128)),
-        ),
-    ),
-    Source(
-        "gemm_sm90",
-        SM_90A,
-        ("setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32", "m64n128k16"),
-    ),
-)
+PROBE_SECONDS = 30.0  # one probe; a hung kernel ends with its process
+LEAST_SECONDS = 3.0  # no probe is started for less
+MOST_AT_A_TIME = 8  # a probe is a moment of the GPU and much of starting a process
 
 
 def serves(probe: Probe, compute_capability: str | None) -> bool:
@@ -98,16 +30,16 @@ def serves(probe: Probe, compute_capability: str | None) -> bool:
     return probe.architecture == "sm_80" or compute_capability == "9.0"
 
 
-def run_in_worker(library: Path, probe: Probe) -> dict[str, Any]:
+def run_in_worker(library: Path, probe: Probe, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
     """One probe in its own process; {"error": ...} when it ends without an answer."""
     command = [sys.executable, "-m", "gpu_check.probe_worker", str(library), probe.name]
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment
+            command, capture_output=True, text=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {PROBE_SECONDS} s"}
+        return {"error": f"no answer within {seconds:.0f} s"}
     if done.returncode != 0:
         return {"error": f"exit status {done.returncode}: {done.stderr.strip()[-600:]}"}
     return {"comparisons": json.loads(done.stdout)}
@@ -142,46 +74,68 @@ def table_line(entry: dict[str, Any]) -> str:
     return f"{entry['name']:26} {entry['num_cases']:3} cases  {entry['status']}{shown}"
 
 
-def compile_data(compilations: list[Compilation]) -> list[dict[str, Any]]:
-    return [
-        {
-            "source": one.source,
-            "seconds": one.seconds,
-            "kernels": [asdict(kernel) for kernel in one.kernels],
-            "complaints": one.complaints,
-        }
-        for one in compilations
-    ]
+def answer(library: Path, probe: Probe, capability: str | None, left: float) -> dict[str, Any]:
+    """The probe's entry in the report: not measured where the GPU has no such instructions."""
+    if not serves(probe, capability):
+        return describe(probe, NOT_MEASURED)
+    if left < LEAST_SECONDS:
+        entry = describe(probe, FAILED)
+        return entry | {"result": {"error": "not reached in time"}}
+    result = run_in_worker(library, probe, min(PROBE_SECONDS, left - 1))
+    return describe(probe, verdict(probe, result)) | {"result": result}
+
+
+def answer_all(
+    library: Path, probes: list[Probe], context: Context, save: Callable[[list[Any]], None]
+) -> list[dict[str, Any]]:
+    """Several at a time, each saved as it comes; in the order of `probes`."""
+    capability = None if context.dry_run else machine.gpu_fields().get("compute_cap")
+    come: dict[str, dict[str, Any]] = {}
+    writing = threading.Lock()
+
+    def ask(probe: Probe) -> None:
+        entry = answer(library, probe, capability, context.remaining())
+        with writing:
+            come[probe.name] = entry
+            save(list(come.values()))
+
+    with ThreadPoolExecutor(min(MOST_AT_A_TIME, os.cpu_count() or 1)) as threads:
+        list(threads.map(ask, probes))  # raises what a thread raised
+    return [come[probe.name] for probe in probes]
+
+
+def find_library() -> ProbeLibrary | str:
+    """The library, or why there is none."""
+    found = probe_library.find(probe_library.FOLDER)
+    if found is not None:
+        return found
+    nvcc = machine.find_nvcc()
+    if nvcc is None:
+        return "nvcc not found: neither CUDA_HOME nor PATH names one, and no library was carried"
+    return probe_library.make(nvcc, probe_library.FOLDER)
 
 
 def run(context: Context) -> Outcome:
-    nvcc = machine.find_nvcc()
-    if nvcc is None:
-        return Outcome(FAILED, {}, [], "nvcc not found: neither CUDA_HOME nor PATH names one")
-    with tempfile.TemporaryDirectory(prefix="drope_layout_") as folder:
-        work = Path(folder)
-        jobs = min(len(SOURCES), os.cpu_count() or 1)
-        compilations = compile_all(nvcc, FOLDER, SOURCES, work, jobs)
-        complaints = [text for one in compilations for text in one.complaints]
-        num_kernels = sum(len(one.kernels) for one in compilations)
-        data: dict[str, Any] = {"compilations": compile_data(compilations), "probes": []}
-        table = [f"{num_kernels} kernels compiled, {len(complaints)} complaints", *complaints]
-        if any(one.returncode for one in compilations):
-            return Outcome(FAILED, data, table, "the probes do not compile")
-        library = link(nvcc, SOURCES, work)
-        data["sass"] = sass_counts(library)
-        capability = None if context.dry_run else machine.gpu_fields().get("compute_cap")
-        for probe in PROBES:
-            entry = describe(probe, NOT_MEASURED)
-            if serves(probe, capability):
-                entry["result"] = run_in_worker(library, probe)
-                entry["status"] = verdict(probe, entry["result"])
-            data["probes"].append(entry)
-            context.save(Outcome(RUNNING, data, table))
+    try:
+        library = find_library()
+    except ProbesDoNotCompileError as error:
+        return Outcome(FAILED, error.facts, error.facts["complaints"], str(error))
+    if isinstance(library, str):
+        return Outcome(FAILED, {}, [], library)
+    table = [f"{library.num_kernels} kernels, {len(library.complaints)} complaints of the compiler"]
+    table += library.complaints
+    chosen = [probe for probe in PROBES if context.wants(probe.name)]
+    planned = [probe.name for probe in chosen]
+    data: dict[str, Any] = {**library.facts, "planned": planned, "probes": []}
+
+    def save(entries: list[dict[str, Any]]) -> None:
+        context.save(Outcome(RUNNING, data | {"probes": entries}, table))
+
+    data["probes"] = answer_all(library.path, chosen, context, save)
     table += [table_line(entry) for entry in data["probes"]]
     statuses = {entry["status"] for entry in data["probes"]}
-    if FAILED in statuses or complaints:
+    if FAILED in statuses or library.complaints:
         return Outcome(FAILED, data, table, "see the probes that failed")
-    if not context.dry_run and capability is None:
+    if not context.dry_run and not machine.gpu_fields():
         return Outcome(FAILED, data, table, "nvidia-smi finds no GPU")
     return Outcome(NOT_MEASURED if NOT_MEASURED in statuses else OK, data, table)

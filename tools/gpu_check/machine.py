@@ -54,6 +54,43 @@ def gpu_fields() -> dict[str, str]:
     return dict(zip(GPU_FIELDS, values, strict=True))
 
 
+def clocks_of(fields: dict[str, str]) -> dict[str, str]:
+    """What of nvidia-smi's answer belongs beside a measured time."""
+    names = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    return {name: fields[name] for name in names if name in fields}
+
+
+def runtime() -> str:
+    """What the kernel says it is; in gVisor neither ncu nor compute-sanitizer were seen to work."""
+    release = platform.release()
+    if "gvisor" in platform.version().lower() or release.startswith("4.4.0"):
+        return f"gVisor ({release})"
+    if "-fc" in release or "firecracker" in platform.version().lower():
+        return f"Firecracker ({release})"
+    return release
+
+
+def what_applies(capability: str | None) -> str:
+    """Which of our kernels run on a GPU of this compute capability, and what follows for stages."""
+    if capability is None:
+        return "no GPU is found: only a dry run works here"
+    version = tuple(int(part) for part in capability.split("."))
+    if version < (8, 0):
+        return f"compute capability {capability}: nothing applies, our kernels need 8.0 or later"
+    if version == (9, 0):
+        return "compute capability 9.0: everything applies, the sm_90a kernels and the sm_80 ones"
+    if version < (9, 0):
+        return (
+            f"compute capability {capability}: the sm_80 kernels run, `cuda` is they; the sm_90a "
+            "probes and `cuda_sm80` do not apply; the estimates are a Hopper's"
+        )
+    return (
+        f"compute capability {capability}: the sm_80 kernels run from their PTX, which the driver "
+        "compiles at the first call; the sm_90a probes and `cuda_sm80` do not apply; the estimates "
+        "are a Hopper's"
+    )
+
+
 @functools.cache
 def description() -> dict[str, str | int | None]:
     gpu = gpu_fields()
@@ -64,6 +101,7 @@ def description() -> dict[str, str | int | None]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
+        "runtime": runtime(),
     }
 
 

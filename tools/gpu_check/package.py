@@ -20,9 +20,11 @@ class Package:
 
 
 def find_or_build(context: Context) -> Package:
-    """The tree's own build in a dry run; else what stage build installed, or installed now."""
-    if context.dry_run:
+    """What was carried or stage build installed, or installed now; a dry run builds nothing."""
+    if context.dry_run and installed.of_the_tree():
         return Package(ROOT, [])
+    if context.dry_run and not installed.is_current():
+        return Package(ROOT, [], "no package for this Python: neither in the tree nor carried")
     if installed.is_current():
         return Package(installed.FOLDER, [])
     installed.clear()

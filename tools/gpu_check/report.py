@@ -28,13 +28,14 @@ class Outcome:
 
 @dataclass
 class Context:
-    """One stage's surroundings. seconds: its budget."""
+    """One stage's surroundings. seconds: its budget. only: the jobs it is asked for, or all."""
 
     name: str
     out: Path
     dry_run: bool
     seconds: float
     started: float = field(default_factory=time.time)
+    only: frozenset[str] | None = None
 
     @property
     def path(self) -> Path:
@@ -42,6 +43,9 @@ class Context:
 
     def remaining(self) -> float:
         return self.seconds - (time.time() - self.started)
+
+    def wants(self, job: str) -> bool:
+        return self.only is None or job in self.only
 
     def save(self, outcome: Outcome) -> None:
         """Writes the stage's file; called again as results come in, so that a stop loses little."""

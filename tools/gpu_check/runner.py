@@ -1,8 +1,7 @@
-"""Runs the stages one after another, each in its own process and within its own budget."""
+"""Runs stages, each in its own process and within its own budget."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,25 @@ class Stage:
 
 
 LEAST_SECONDS = 20.0  # a stage is not started for less
+GRACE_SECONDS = 2.0  # for what a stage started to end by itself
 
 # In this order, most telling first. Each fits a ten-minute slot of its own.
 STAGES = {
     "env": Stage("gpu_check.env", 120),
     "build": Stage("gpu_check.build", 480),
-    "cases-triton": Stage("gpu_check.cases", 420),
     "layout": Stage("gpu_check.layout", 420),
     "cases": Stage("gpu_check.cases", 300),
+    "bench-cuda": Stage("gpu_check.bench", 300),
+    "cases-triton": Stage("gpu_check.cases", 420),
+    "ahead-triton": Stage("gpu_check.cases", 300),
+    "bench-triton": Stage("gpu_check.bench", 300),
+    "train": Stage("gpu_check.training", 300),
     "stress": Stage("gpu_check.stress", 400),
     "bench-quick": Stage("gpu_check.bench", 300),
     "bench-decode": Stage("gpu_check.bench", 300),
     "launch": Stage("gpu_check.launch", 240),
     "sanitizer": Stage("gpu_check.sanitizer", 420),
     "profile": Stage("gpu_check.profiling", 420),
-    "train": Stage("gpu_check.training", 300),
     "bench-rope": Stage("gpu_check.bench", 400),
     "bench-lengths": Stage("gpu_check.bench", 400),
     "bench-long": Stage("gpu_check.bench", 300),
@@ -50,59 +54,107 @@ STAGES = {
 }
 
 
-def parse(arguments: list[str], stages: dict[str, Stage]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/gpu_check.sh")
-    parser.add_argument("out", type=Path, help="folder for one JSON file per stage")
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of: {', '.join(stages)}")
-    parser.add_argument("--dry-run", action="store_true", help="no GPU: compile, launch nothing")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="for all stages together; then stop"
-    )
-    options = parser.parse_args(arguments)
-    unknown = [name for name in options.stages if name not in stages]
-    if unknown:
-        parser.error(f"unknown stage {', '.join(unknown)}; the stages are {', '.join(stages)}")
-    return options
+class RunningStage:
+    """One stage in its process, which ends with `finish` or `kill`."""
 
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        out: Path,
+        dry_run: bool,
+        only: Iterable[str] | None = None,
+    ) -> None:
+        self.seconds = stage.seconds
+        self.context = Context(name, out, dry_run, stage.seconds)
+        self.context.path.unlink(missing_ok=True)
+        self.deadline = time.monotonic() + stage.seconds
+        command = [sys.executable, "-m", "gpu_check.stage", stage.module, name, str(out)]
+        command += [str(stage.seconds), "dry-run" if dry_run else "measure"]
+        descriptor, name_of_errors = tempfile.mkstemp()
+        Path(name_of_errors).unlink()  # the file, without a name, that takes its error stream
+        self.errors = os.fdopen(descriptor, "w+", errors="replace")
+        jobs = subprocess.DEVNULL if only is None else subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=jobs, stderr=self.errors, text=True, start_new_session=True
+        )
+        if only is not None:
+            assert self.process.stdin is not None
+            with self.process.stdin as pipe:
+                json.dump(sorted(only), pipe)
 
-def run_stage(name: str, stage: Stage, out: Path, dry_run: bool) -> dict[str, Any]:
-    """Returns the stage's report; writes it when the stage itself could not."""
-    context = Context(name, out, dry_run, stage.seconds)
-    context.path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "gpu_check.stage", stage.module, name, str(out)]
-    command += [str(stage.seconds), "dry-run" if dry_run else "measure"]
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+    def kill(self) -> None:
+        """SIGTERM first: ninja then ends its compilers, which are in groups of their own."""
+        if not self.running():
+            return
+        os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            code = process.wait(timeout=stage.seconds)
-            reason = f"exit status {code}"
+            self.process.wait(timeout=GRACE_SECONDS)
+            time.sleep(GRACE_SECONDS / 4)  # the group may outlive the stage by a moment
+            os.killpg(self.process.pid, signal.SIGKILL)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            reason = f"stopped: over its budget of {stage.seconds:g} s"
-        errors.seek(0)
-        error_text = errors.read()
-    sys.stderr.write(error_text)
-    if context.path.exists():
-        report = json.loads(context.path.read_text())
-        if report["status"] != RUNNING:
-            return report
-    else:
-        report = envelope(context, Outcome(FAILED, {}, []))
-    last_lines = error_text.strip().splitlines()[-3:]
-    report["status"] = FAILED
-    report["reason"] = "; ".join([reason, *last_lines])
-    write_report(context.path, report)
-    return report
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        except ProcessLookupError:
+            return  # nobody of the group is left
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def finish(
+        self, while_waiting: Callable[[], None] | None = None, every: float = math.inf
+    ) -> dict[str, Any]:
+        """The stage's report; written here when the stage itself could not."""
+        reason = f"stopped: over its budget of {self.seconds:g} s"
+        try:
+            while (left := self.deadline - time.monotonic()) > 0 or not self.running():
+                try:
+                    reason = f"exit status {self.process.wait(timeout=min(left, every))}"
+                    break
+                except subprocess.TimeoutExpired:
+                    if while_waiting is not None:
+                        while_waiting()
+        finally:  # also when a signal ends the wait
+            self.kill()
+        self.errors.seek(0)
+        error_text = self.errors.read()
+        self.errors.close()
+        sys.stderr.write(error_text)
+        return self.report(reason, error_text)
+
+    def report(self, reason: str, error_text: str) -> dict[str, Any]:
+        if self.context.path.exists():
+            report: dict[str, Any] = json.loads(self.context.path.read_text())
+            if report["status"] != RUNNING:
+                return report
+        else:
+            report = envelope(self.context, Outcome(FAILED, {}, []))
+        report["status"] = FAILED
+        report["reason"] = "; ".join([reason, *error_text.strip().splitlines()[-3:]])
+        write_report(self.context.path, report)
+        return report
 
 
-def main(arguments: list[str], stages: dict[str, Stage] = STAGES) -> int:
-    """0 when no stage failed, else 1."""
-    options = parse(arguments, stages)
-    options.out.mkdir(parents=True, exist_ok=True)
+def ending(report: dict[str, Any]) -> str:
+    return f"{report['status']}, {report['seconds']} s"
+
+
+def show(report: dict[str, Any]) -> None:
+    """The stage's table, then how it ended and why."""
+    for line in report["table"]:
+        print(f"   {line}")
+    why = f": {report['reason']}" if report["reason"] else ""
+    print(f"   {ending(report)}{why}", flush=True)
+
+
+def run_stages(
+    names: Iterable[str], stages: dict[str, Stage], out: Path, dry_run: bool, seconds: float
+) -> int:
+    """One after the other within `seconds` altogether: 0 when no stage failed, else 1."""
+    out.mkdir(parents=True, exist_ok=True)
     summary, failed = [], False
-    deadline = time.monotonic() + options.seconds
-    for name in options.stages or stages:
+    deadline = time.monotonic() + seconds
+    for name in names:
         print(f"== {name}", flush=True)
         left = deadline - time.monotonic()
         if left < LEAST_SECONDS:
@@ -110,14 +162,9 @@ def main(arguments: list[str], stages: dict[str, Stage] = STAGES) -> int:
             failed = True
             continue
         stage = replace(stages[name], seconds=min(stages[name].seconds, left))
-        report = run_stage(name, stage, options.out, options.dry_run)
-        for line in report["table"]:
-            print(f"   {line}")
-        ending = f"{report['status']}, {report['seconds']} s"
-        print(
-            f"   {ending}: {report['reason']}" if report["reason"] else f"   {ending}", flush=True
-        )
-        summary.append(f"-- {name}: {ending}")
+        report = RunningStage(name, stage, out, dry_run).finish()
+        show(report)
+        summary.append(f"-- {name}: {ending(report)}")
         failed |= report["status"] == FAILED
     print("\n".join(summary))
     return int(failed)

@@ -78,7 +78,8 @@ def run(context: Context) -> Outcome:
     built = package.find_or_build(context)
     if built.error:
         return Outcome(FAILED, data | {"builds": built.builds}, [], built.error)
-    for one in RUNS[:2] if context.dry_run else RUNS:
+    wanted = [one for one in RUNS if context.wants(one.backend)]
+    for one in RUNS[:2] if context.dry_run else wanted:
         row = asdict(one)
         seconds = min(RUN_SECONDS, context.remaining() - 5)
         if seconds < 15:

@@ -1,8 +1,12 @@
-"""One stage in its own process: python -m gpu_check.stage MODULE NAME OUT SECONDS MODE."""
+"""One stage in its own process: python -m gpu_check.stage MODULE NAME OUT SECONDS MODE.
+
+A JSON list on its input names the jobs to do; without one, all are done.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +15,9 @@ from .report import RUNNING, Context, Outcome
 
 def main() -> None:
     module, name, out, seconds, mode = sys.argv[1:]
-    context = Context(name, Path(out), mode == "dry-run", float(seconds))
+    asked = sys.stdin.read()
+    only = frozenset(json.loads(asked)) if asked else None
+    context = Context(name, Path(out), mode == "dry-run", float(seconds), only=only)
     context.save(Outcome(RUNNING, {}, []))
     context.save(importlib.import_module(module).run(context))
 
