@@ -9,12 +9,12 @@ import functools
 
 import pytest
 import torch
-from gpu_check import bench_jobs
-from gpu_check.accelerator import Gpu
 from gpu_check.bench import is_ours
-from gpu_check.bench_cases import GROUPS, GpuCase
 
 import drope_kernels
+from bench.gpu import jobs as bench_jobs
+from bench.gpu.accelerator import Gpu
+from bench.gpu.cases import GROUPS, GpuCase
 
 from .conftest import CEILINGS, GPU_ASKED, GPU_ROWS
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import gpu_check.machine
 import pytest
-from gpu_check.report import ROOT
+
+from bench import machine
+from bench.machine import ROOT
 
 from . import gpu_results
 from .cases import BenchCase
@@ -82,9 +83,9 @@ def gpu_results_here(config: pytest.Config) -> GpuResults:
     if not rows:
         return gpu_results.NOTHING
     about = {
-        **gpu_check.machine.description(),
-        "versions": gpu_check.machine.versions(),
-        "commit": gpu_check.machine.commit(ROOT),
+        **machine.description(),
+        "versions": machine.versions(),
+        "commit": machine.commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
     }
     return GpuResults(about, config.stash[CEILINGS], rows)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gpu_check.bench_cases import GROUPS, GpuCase
-from gpu_check.peer_calls import PEERS
-from gpu_check.report import ROOT
-from gpu_check.sm80 import SM80
-from gpu_check.small_calls import NAMES, SDPA, SMALL
+from bench.gpu.cases import GROUPS, GpuCase
+from bench.gpu.peer_calls import PEERS
+from bench.gpu.sm80 import SM80
+from bench.gpu.small_calls import NAMES, SDPA, SMALL
+from bench.machine import ROOT
 
 from . import gpu_results
 from .gpu_results import GpuResults, Row

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_check import machine
-from gpu_check.bench_cases import GROUPS, GpuCase
-from gpu_check.report import ROOT
-from gpu_check.visit import archive
+from bench import machine
+from bench.gpu import archive
+from bench.gpu.cases import GROUPS, GpuCase
+from bench.machine import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

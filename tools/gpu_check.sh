@@ -4,5 +4,6 @@
 #   tools/gpu_check.sh --dry-run OUT [STAGE...]   the same without a GPU: compiles, launches nothing
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-export PYTHONPATH="$root/tools${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+rooms="$root/tools:$root:$root/tests:$root/tests/support"
+export PYTHONPATH="$rooms${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 exec python3 -m gpu_check "$@"

@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: its cases, its gate, its tables."""
+"""The GPU benchmark without a GPU: its cases, its tables."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from gpu_check import bench as bench_stage
-from gpu_check import bench_jobs
-from gpu_check.accelerator import StandIn
-from gpu_check.bench_cases import DRY_SHAPES, GROUPS, PARTS, GpuCase, cases_of, find
-from gpu_check.bench_contenders import Contender
-from gpu_check.peer_cases import PeerCase
-from gpu_check.peers import make_inputs
-from gpu_check.visit import archive
 
 from bench import gpu_report, gpu_results
-from drope_kernels import attention
+from bench.gpu import archive
+from bench.gpu import jobs as bench_jobs
+from bench.gpu.accelerator import StandIn
+from bench.gpu.cases import GROUPS, PARTS, GpuCase, cases_of, find
 
 ALL = gpu_results.all_cases()
 
@@ -49,62 +44,6 @@ def test_groups_cover_what_is_promised() -> None:
     for case in ALL:
         assert case.shape.tensor_bytes < 40 << 30
     assert {case.shape.head_dim for case in ALL} == {64, 96, 128, 256}
-
-
-# ---- the gate
-
-ROPE = GpuCase(PeerCase(1, 4, 2, 40, 40, 16, causal=True, backward=True), rope=True)
-
-
-def attend(rope: bool, factor: float = 1.0) -> Any:
-    return lambda inputs: lambda q, k, v: attention(q, k * factor, v, rope=rope)
-
-
-def gate(case: GpuCase, make: Any, rope: bool) -> dict[str, Any]:
-    inputs = make_inputs(case.shape, "cpu", torch.float32)
-    calls, rows = bench_jobs.gated(case, inputs, [Contender("one", make, rope)])
-    assert ("one" in calls) == ("error" not in rows["one"])
-    return rows["one"]
-
-
-@pytest.mark.parametrize("rope", [False, True])
-def test_right_contender_passes_with_its_gradients(rope: bool) -> None:
-    row = gate(ROPE, attend(rope), rope)
-    assert set(row["errors"]) == {"out", "dq", "dk", "dv"}
-    assert max(row["errors"].values()) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("make", "rope"),
-    [(attend(rope=False), True), (attend(rope=True), False), (attend(True, 1.1), True)],
-)
-def test_wrong_contender_is_not_timed(make: Any, rope: bool) -> None:
-    assert "wrong result, not timed" in gate(ROPE, make, rope)["error"]
-
-
-def test_gradient_that_is_not_rotated_back_is_wrong() -> None:
-    class KeepRotated(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            return grad.roll(1, dims=-1)
-
-    def make(inputs: Any) -> Any:
-        return lambda q, k, v: attention(KeepRotated.apply(q), k, v, rope=True)
-
-    assert "wrong result" in gate(ROPE, make, True)["error"]
-
-
-def test_all_contenders_of_a_case_are_measured() -> None:
-    rows = bench_jobs.measure(DRY_SHAPES[2], StandIn())
-    assert [row["contender"] for row in rows] == ["reference", "reference_no_rope"]
-    for row in rows:
-        assert row["forward"]["p25_ms"] <= row["forward"]["median_ms"] <= row["forward"]["p75_ms"]
-        assert row["terabytes_per_second"] > 0
-        assert row["peak_bytes"] == {"forward": None}
 
 
 # ---- the tables

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_check import probe
+from probes import probe
 
 from .rewrite import rewrite
 
@@ -27,11 +27,11 @@ CACHE = ROOT / "build" / "emulation"
 HEADERS = (
     *sorted((ROOT / "csrc").glob("*.h")),
     *sorted((ROOT / "csrc/cuda").rglob("*.h")),
-    *sorted((ROOT / "tools/gpu_check/probes").glob("*.h")),
+    *sorted((ROOT / "tests/probes").glob("*.h")),
     *sorted((FOLDER / "kernels").rglob("*.h")),
 )
 KERNELS = (
-    *sorted((ROOT / "tools/gpu_check/probes").glob("*.cu")),
+    *sorted((ROOT / "tests/probes").glob("*.cu")),
     *sorted((FOLDER / "kernels").glob("*.cu")),
 )
 RUNTIME = tuple(

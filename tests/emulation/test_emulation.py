@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_check.bits16 import bfloat16_bits
-from gpu_check.operands import K_MAJOR, Operand
-from gpu_check.probe import Array, Case, Probe, Run
-from gpu_check.probe_worker import PROBES
-from gpu_check.probes_sm80 import gemm_cases
+from probes.bits16 import bfloat16_bits
+from probes.operands import K_MAJOR, Operand
+from probes.probe import Array, Case, Probe, Run
+from probes.sm80 import gemm_cases
+from probes.worker import PROBES
 
 from emulation.library import (
     AT_ISSUE,

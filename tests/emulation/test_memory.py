@@ -6,7 +6,7 @@ import platform
 
 import numpy as np
 import pytest
-from gpu_check.probe import Run
+from probes.probe import Run
 
 from emulation.library import AT_ISSUE, LATEST, RANDOM, EmulationError, Emulator, build
 

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_check import command, installed, machine, probe_library
-from gpu_check.nvcc import Compilation
-from gpu_check.report import ROOT, Context
+from gpu_check import command, installed
+from gpu_check.report import Context
 from gpu_check.visit import carried, limits, pack
+from probes import library as probe_library
+from probes.nvcc import Compilation
+from repository import ROOT
+
+from bench import machine
 
 TAG = sys.implementation.cache_tag
 MODULE = f"drope_kernels/_C.{TAG}-test.so"

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_check import accelerator, ahead, cases, foreign_arrays, named_cases, profiling, target
-from gpu_check.accelerator import Gpu, StandIn
-from gpu_check.bench_cases import GROUPS
-from gpu_check.report import ROOT, Context
-from gpu_check.stress_shapes import SHAPES
+from device import ahead, foreign_arrays, named_cases, target
+from device.stress_shapes import SHAPES
+from gpu_check import cases, profiling
+from gpu_check.report import Context
 from gpu_check.worker import Worker
+from repository import ROOT
 from torch import Tensor
 
 import drope_kernels
+from bench.gpu import accelerator
+from bench.gpu.accelerator import Gpu, StandIn
+from bench.gpu.cases import GROUPS
 
 LISTING = {
     "cases": ["regular", "packed"],

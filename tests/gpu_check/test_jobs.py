@@ -12,14 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpu_check import installed, jobs, machine, package, timing
-from gpu_check.accelerator import Gpu, StandIn
-from gpu_check.report import ROOT, Context
+from gpu_check import installed, jobs, package
+from gpu_check.report import Context
 from gpu_check.worker import Worker, answer
+from repository import ROOT
+
+from bench import machine
+from bench.gpu import timing
+from bench.gpu.accelerator import Gpu, StandIn
 
 STUB = """
 import os, time
-from gpu_check.accelerator import StandIn
+from bench.gpu.accelerator import StandIn
 
 def run_job(job, where):
     if job == "package":

@@ -12,29 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
-from gpu_check import (
-    command,
-    env,
-    layout,
-    machine,
-    nvcc,
-    peers,
-    probe_library,
-    probe_sources,
-    probe_worker,
-    runner,
-    timing,
-)
-from gpu_check.exact import gradient_errors
-from gpu_check.peer_calls import PEERS, Peer
-from gpu_check.peer_cases import PeerCase, attention_cases, decode_cases, rope_cases
-from gpu_check.report import ROOT, Context
+from gpu_check import command, env, layout, runner
+from gpu_check.report import Context
+from probes import library as probe_library
+from probes import nvcc
+from probes import sources as probe_sources
+from probes import worker as probe_worker
+from repository import ROOT
 from visits import run_script
 
+from bench import machine
+
 PTX = ROOT / "csrc" / "cuda" / "ptx"
-STAGES = ("env", "build", "layout", "peers")
+STAGES = ("env", "build", "layout")
 needs_nvcc = pytest.mark.skipif(
     machine.find_nvcc() is None, reason="nvcc is not on this machine: nothing can be compiled"
 )
@@ -248,107 +238,6 @@ def test_measuring_without_a_gpu_fails_with_the_reason(
 ) -> None:
     monkeypatch.setattr(machine, "gpu_fields", dict)
     context = Context("env", tmp_path, dry_run=False, seconds=60)
-    for stage in (env, peers):
-        outcome = stage.run(context)
-        assert outcome.status == "failed"
-        assert outcome.reason == "nvidia-smi finds no GPU"
-
-
-# ---- peers
-
-
-def test_peer_shapes_cover_the_targets() -> None:
-    cases = [*attention_cases(), *decode_cases()]
-    assert len({case.label for case in cases}) == len(cases)
-    for case in cases:
-        assert case.tensor_bytes < 40 << 30
-        assert case.num_heads_q % case.num_heads_kv == 0
-    trained = {(one.head_dim, one.seqlen_q) for one in cases if one.causal and one.backward}
-    for head_dim in (64, 128):
-        assert {(head_dim, 2**power) for power in range(9, 16)} <= trained
-    assert max(case.seqlen_kv for case in cases) == 2**20
-    for case in decode_cases():
-        assert case.kv_bytes >= 256 << 20
-    assert any(case.num_heads_q != case.num_heads_kv for case in attention_cases())
-    assert max(case.seqlen_q for case in rope_cases()) == 4096
-    four_k = PeerCase(4, 16, 16, 4096, 4096, 128, causal=True, backward=True)
-    assert four_k in cases
-    assert four_k.forward_flops == 4 * 4 * 16 * 4096 * 4096 * 128 / 2
-    assert {peer.name for peer in PEERS} >= {"sdpa_flash", "sdpa_cudnn", "flex"}
-
-
-SMALL = PeerCase(2, 4, 2, 40, 56, 16, causal=False, backward=True)
-
-
-def torch_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-
-
-@pytest.fixture
-def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call_once(call: Any) -> timing.Times:
-        call()
-        return timing.percentiles([3.0, 1.0, 2.0])
-
-    monkeypatch.setattr(timing, "time_call", call_once)
-
-
-def measure_small(call: Any) -> dict[str, Any]:
-    inputs = peers.make_inputs(SMALL, "cpu", torch.float32)
-    return peers.measure(SMALL, inputs, Peer("peer", lambda case: call))
-
-
-@pytest.mark.usefixtures("cpu_clock")
-def test_right_peer_is_timed() -> None:
-    row = measure_small(torch_call)
-    assert "error" not in row
-    assert set(row["errors"]) == {"out", "dq", "dk", "dv"}
-    data = {"rows": [{"case": "some shape", **row}], "rope": [], "unmeasured": []}
-    assert peers.table(data)[1].startswith("some shape")
-    assert max(row["errors"].values()) < 1e-5
-    assert row["forward"]["median_ms"] == 2.0
-    assert row["backward_tflops"] == SMALL.forward_flops * 2.5 / 2.0 / 1e9
-
-
-@pytest.mark.usefixtures("cpu_clock")
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda q, k, v: torch_call(q, k, v) * 1.05,
-        lambda q, k, v: torch_call(q * 1.2, k, v),
-        lambda q, k, v: torch_call(q, k.roll(1, dims=2), v),
-        lambda q, k, v: torch_call(q, k, v) * float("nan"),
-    ],
-)
-def test_wrong_peer_is_not_timed(wrong: Any) -> None:
-    row = measure_small(wrong)
-    assert "wrong result, not timed" in row["error"]
-    assert "forward" not in row
-
-
-@pytest.mark.usefixtures("cpu_clock")
-def test_forward_only_peer_keeps_its_forward() -> None:
-    row = measure_small(lambda q, k, v: torch_call(q, k, v).detach())
-    assert row["forward_tflops"] > 0
-    assert "RuntimeError" in row["error"]
-    assert "backward" not in row
-
-
-def test_wrong_gradient_is_seen() -> None:
-    inputs = peers.make_inputs(SMALL, "cpu", torch.float32)
-    out, leaves = peers.run_forward(inputs, torch_call)
-    grads = torch.autograd.grad(out, leaves, inputs.grad_out)
-    assert max(gradient_errors(inputs, grads)) < 1e-5
-    halved = (grads[0], grads[1] * 0.5, grads[2])
-    assert [error > 0.02 for error in gradient_errors(inputs, halved)] == [False, True, False]
-
-
-def test_what_time_does_not_reach_is_named(tmp_path: Path) -> None:
-    context = Context("peers", tmp_path, dry_run=False, seconds=1)
-    session = peers.Session(context)
-    session.measure_peers(PEERS)
-    session.measure_rope()
-    num_cases = len(attention_cases()) + len(decode_cases())
-    assert len(session.data["unmeasured"]) == num_cases * len(PEERS) + len(rope_cases())
-    assert session.data["rows"] == []
-    assert "not reached in time" in peers.table(session.data)[-1]
+    outcome = env.run(context)
+    assert outcome.status == "failed"
+    assert outcome.reason == "nvidia-smi finds no GPU"

@@ -9,23 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_check import (
-    named_cases,
-    profiling,
-    sanitizer,
-    small_calls,
-    stress_checks,
-    target,
-    watched,
-)
-from gpu_check.accelerator import StandIn
-from gpu_check.machine import find_nvcc
+from device import named_cases, stress_checks, target
+from gpu_check import profiling, sanitizer, watched
 from gpu_check.package import Package
-from gpu_check.report import ROOT, Context
-from gpu_check.visit import archive
+from gpu_check.report import Context
+from repository import ROOT
 from torch import Tensor
 from visits import run_script
 
+from bench.gpu import archive, small_calls
+from bench.gpu.accelerator import StandIn
+from bench.machine import find_nvcc
 from drope_kernels.backends import reference
 from drope_kernels.call import dispatch
 

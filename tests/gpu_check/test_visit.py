@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_check import machine
-from gpu_check.report import ROOT
 from gpu_check.runner import Stage
-from gpu_check.visit import archive, conduct
+from gpu_check.visit import conduct
 from gpu_check.visit.carried import Unpacked
 from gpu_check.visit.plan import PROBES, Step, Task, Visit
+from repository import ROOT
+
+from bench import machine
+from bench.gpu import archive
 
 # ---- stages in their order, within the seconds
 
@@ -187,7 +189,7 @@ def test_without_a_gpu_nothing_is_run(
 KILLED = """
 import sys
 from pathlib import Path
-from gpu_check import machine
+from bench import machine
 from gpu_check.runner import Stage
 from gpu_check.visit import conduct
 from gpu_check.visit.carried import Unpacked

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from gpu_check import command, runner
-from gpu_check.report import ROOT
 from gpu_check.visit import clock, earlier, plan
 from gpu_check.visit.carried import Unpacked
 from gpu_check.visit.plan import VISITS, prepare
+from repository import ROOT
 
 ALL_THERE = Unpacked("", "")
 LIMITS = {1: 330, 2: 240}  # seconds; together with two starts they fit a quarter of an hour

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gpu_check.machine import find_nvcc
 from repository import ROOT
+
+from bench.machine import find_nvcc
 
 CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="needs cmake")

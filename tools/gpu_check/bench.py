@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .bench_cases import DRY_SHAPES, cases_of, is_ours
-from .jobs import JobRun
-from .report import FAILED, Context, Outcome
+from bench.gpu.cases import DRY_SHAPES, cases_of, is_ours
+from gpu_check.jobs import JobRun
+from gpu_check.report import FAILED, Context, Outcome
 
 JOB_SECONDS = 150.0
 
 
 def run(context: Context) -> Outcome:
     group = context.name.removeprefix("bench-")
-    with JobRun(context, "bench_jobs", JOB_SECONDS) as jobs:
+    with JobRun(context, "bench.gpu.jobs", JOB_SECONDS) as jobs:
         if found := jobs.opening("ceilings"):
             jobs.data["ceilings"] = found
             name, cases = ("dry", DRY_SHAPES) if context.dry_run else (group, cases_of(group))

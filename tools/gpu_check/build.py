@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import installed
-from .report import FAILED, NOT_MEASURED, OK, ROOT, RUNNING, Context, Outcome
+from bench.machine import ROOT
+from gpu_check import installed
+from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
 
 LOG_CHARACTERS = 4000
 # On a machine with a GPU a package without CUDA kernels is a failure: CMake says what is missing.

@@ -11,9 +11,9 @@ import os
 from collections import Counter
 from typing import Any
 
-from .jobs import JobRun
-from .report import FAILED, Context, Outcome
-from .sm80 import SM80
+from bench.gpu.sm80 import SM80
+from gpu_check.jobs import JobRun
+from gpu_check.report import FAILED, Context, Outcome
 
 CASES, OF_TRITON, AHEAD = "cases", "cases-triton", "ahead-triton"  # the stages
 JOB_SECONDS = {CASES: 30.0, OF_TRITON: 60.0, AHEAD: 60.0}  # nvcc has compiled, Triton has not
@@ -101,7 +101,7 @@ def num_workers(context: Context) -> int:
 
 def run(context: Context) -> Outcome:
     seconds = JOB_SECONDS[context.name]
-    with JobRun(context, "named_cases", seconds, num_workers(context)) as jobs:
+    with JobRun(context, "device.named_cases", seconds, num_workers(context)) as jobs:
         if listing := jobs.opening(LISTING):
             backends = stage_backends(context.name, listing["backends"])
             jobs.data |= {"backends": backends}

@@ -7,8 +7,8 @@ import math
 import sys
 from pathlib import Path
 
-from .runner import STAGES, Stage, run_stages
-from .visit import clock, conduct, pack, plan
+from gpu_check.runner import STAGES, Stage, run_stages
+from gpu_check.visit import clock, conduct, pack, plan
 
 USAGE = """tools/gpu_check.sh OUT [STAGE...]                   every stage, or those named
        tools/gpu_check.sh --pack FOLDER                    what a visit takes along, made here

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import machine
-from .report import FAILED, NOT_MEASURED, OK, Context, Outcome
+from bench import machine
+from gpu_check.report import FAILED, NOT_MEASURED, OK, Context, Outcome
 
 COPY_BYTES = 4 << 30
 MATMUL_SIZE = 8192
@@ -39,7 +39,7 @@ def properties() -> dict[str, Any]:
 
 def measure_ceilings() -> dict[str, Any]:
     """Copy bandwidth (bytes read plus written) and TFLOP/s of a matmul on random data."""
-    from . import timing
+    from bench.gpu import timing
 
     copy = timing.copy_bandwidth(COPY_BYTES)
     matmul = timing.matmul_rate(MATMUL_SIZE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 
-from . import machine
-from .report import ROOT
+from bench import machine
+from bench.machine import ROOT
 
 FOLDER = ROOT / "build" / "gpu_check"  # git ignores it; later calls on the same machine find it
 STAMP = FOLDER / "sources.txt"

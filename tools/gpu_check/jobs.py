@@ -8,16 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from . import machine, package
-from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
-from .worker import Worker
+from bench import machine
+from gpu_check import package
+from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
+from gpu_check.worker import Worker
 
 MOST_RESERVED = 15.0  # seconds: nothing new is started when less is left, of a short stage a tenth
 MOST_HUNG = 2  # jobs of one kind, their first word: a backend's others would hang as long
 
 
 class JobRun:
-    """Asks the workers of gpu_check.`module` for one job after another, within the stage's time.
+    """Asks the workers of `module` for one job after another, within the stage's time.
 
     num_workers: more than one where jobs spend their time compiling, and none is timed.
     data["planned"]: what was asked for; "rows": {"job": name, "seconds": s, ...} of each that was
@@ -49,8 +50,7 @@ class JobRun:
         built = package.find_or_build(self.context)
         self.data["builds"], self.blocked = built.builds, built.error
         for _ in range(self.num_workers):
-            module = f"gpu_check.{self.module}"
-            self.workers.append(Worker(module, self.mode, built.folder, self.num_workers))
+            self.workers.append(Worker(self.module, self.mode, built.folder, self.num_workers))
             self.idle.put(self.workers[-1])
         return self
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .jobs import JobRun
-from .report import Context, Outcome
+from gpu_check.jobs import JobRun
+from gpu_check.report import Context, Outcome
 
 JOB_SECONDS = 150.0
 
@@ -23,7 +23,7 @@ def lines(row: dict[str, Any]) -> list[str]:
 
 
 def run(context: Context) -> Outcome:
-    with JobRun(context, "launch_jobs", JOB_SECONDS) as jobs:
+    with JobRun(context, "bench.gpu.launch_jobs", JOB_SECONDS) as jobs:
         jobs.ask_all(jobs.opening("list").get("jobs", []))
     good = [row for row in jobs.rows if "error" not in row]
     return jobs.outcome([line for row in good for line in lines(row)])

@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import machine, probe_library
-from .probe import Probe
-from .probe_library import ProbeLibrary, ProbesDoNotCompileError
-from .probe_worker import PROBES
-from .report import FAILED, NOT_MEASURED, OK, ROOT, RUNNING, Context, Outcome
+from probes import library as probe_library
+from probes.library import ProbeLibrary, ProbesDoNotCompileError
+from probes.probe import Probe
+from probes.worker import PROBES
+
+from bench import machine
+from bench.machine import ROOT
+from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome, python_path
 
 PROBE_SECONDS = 30.0  # one probe; a hung kernel ends with its process
 LEAST_SECONDS = 3.0  # no probe is started for less
@@ -32,8 +35,8 @@ def serves(probe: Probe, compute_capability: str | None) -> bool:
 
 def run_in_worker(library: Path, probe: Probe, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
     """One probe in its own process; {"error": ...} when it ends without an answer."""
-    command = [sys.executable, "-m", "gpu_check.probe_worker", str(library), probe.name]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "probes.worker", str(library), probe.name]
+    environment = os.environ | {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, env=environment

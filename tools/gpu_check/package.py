@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import build, installed
-from .report import ROOT, RUNNING, Context, Outcome
+from bench.machine import ROOT
+from gpu_check import build, installed
+from gpu_check.report import RUNNING, Context, Outcome
 
 
 @dataclass(frozen=True)

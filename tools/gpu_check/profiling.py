@@ -12,9 +12,10 @@ import math
 import re
 from typing import Any
 
-from . import machine, package
-from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
-from .watched import find_tool, watch
+from bench import machine
+from gpu_check import package
+from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
+from gpu_check.watched import find_tool, watch
 
 # (backend, target), most telling first.
 RUNS = (

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import machine
+from bench import machine
+from bench.machine import ROOT
 
 OK, FAILED, NOT_MEASURED = "ok", "failed", "not measured"
 RUNNING = "running"  # only seen in the file of a stage that was stopped
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,9 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(plain(report), allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def python_path(package: Path) -> str:
+    """The package first: the root holds one without kernels where it was not built in place."""
+    found = (package, ROOT / "tools", ROOT, ROOT / "tests", ROOT / "tests" / "support")
+    return os.pathsep.join(map(str, found))

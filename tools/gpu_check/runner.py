@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .report import FAILED, RUNNING, Context, Outcome, envelope, write_report
+from gpu_check.report import FAILED, RUNNING, Context, Outcome, envelope, write_report
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ STAGES = {
     "bench-lengths": Stage("gpu_check.bench", 400),
     "bench-long": Stage("gpu_check.bench", 300),
     "bench-flex": Stage("gpu_check.bench", 300),
-    "peers": Stage("gpu_check.peers", 570),
 }
 
 

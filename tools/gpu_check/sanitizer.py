@@ -15,10 +15,11 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import machine, package
-from .report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
-from .sm80 import SM80
-from .watched import Watched, find_tool, watch
+from bench import machine
+from bench.gpu.sm80 import SM80
+from gpu_check import package
+from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
+from gpu_check.watched import Watched, find_tool, watch
 
 FORWARD = ("forward_128", "forward_64_rope", "forward_256")
 TRAIN = ("train_128_rope", "train_64_window_rows", "train_96_packed")

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from .report import RUNNING, Context, Outcome
+from gpu_check.report import RUNNING, Context, Outcome
 
 
 def main() -> None:

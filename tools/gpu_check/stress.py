@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .jobs import JobRun
-from .report import Context, Outcome
+from gpu_check.jobs import JobRun
+from gpu_check.report import Context, Outcome
 
 JOB_SECONDS = 90.0
 
 
 def run(context: Context) -> Outcome:
-    with JobRun(context, "stress_checks", JOB_SECONDS) as jobs:
+    with JobRun(context, "device.stress_checks", JOB_SECONDS) as jobs:
         listing = jobs.opening("list")
         for backend in listing.get("backends", []):
             jobs.ask_all(f"{backend} {check}" for check in listing["checks"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .jobs import JobRun
-from .report import Context, Outcome
+from gpu_check.jobs import JobRun
+from gpu_check.report import Context, Outcome
 
 JOB_SECONDS = 200.0
 
@@ -23,6 +23,6 @@ def line(row: dict[str, Any]) -> str:
 
 
 def run(context: Context) -> Outcome:
-    with JobRun(context, "training_jobs", JOB_SECONDS) as jobs:
+    with JobRun(context, "bench.gpu.training_jobs", JOB_SECONDS) as jobs:
         jobs.ask_all(jobs.opening("list").get("backends", []))
     return jobs.outcome([line(row) for row in jobs.rows if "error" not in row])

@@ -1,4 +1,4 @@
-"""Runs gpu_check.target under a tool of the CUDA toolkit that watches or profiles a process."""
+"""Runs device.target under a tool of the CUDA toolkit that watches or profiles a process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import installed
-from .machine import find_nvcc
-from .report import ROOT
+from device import DONE
+
+from bench.machine import ROOT, find_nvcc
+from gpu_check import installed
+from gpu_check.report import python_path
 
 LOG_CHARACTERS = 6000
-DONE = "all targets ran"  # the last line of gpu_check.target
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ def watch(
 ) -> Watched:
     """The targets on the GPU under `prefix`; in a dry run on the CPU, under nothing."""
     where = ["cpu", "reference"] if dry_run else ["cuda", backend]
-    command = [*([] if dry_run else prefix), sys.executable, "-m", "gpu_check.target", *where]
-    folders = os.pathsep.join([str(package), str(ROOT / "tools")])
+    command = [*([] if dry_run else prefix), sys.executable, "-m", "device.target", *where]
     # Every tensor an allocation of its own: a read behind its end is then seen as one.
-    environment = os.environ | {"PYTHONPATH": folders, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": python_path(package),
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }
     environment["TRITON_CACHE_DIR"] = str(installed.TRITON_CACHE)
     if dry_run:
         environment["OMP_NUM_THREADS"] = "1"

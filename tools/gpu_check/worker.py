@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import installed
-from .failures import CALL_ERRORS
-from .report import ROOT
+from bench.gpu.failures import CALL_ERRORS
+from bench.machine import ROOT
+from gpu_check import installed
+from gpu_check.report import python_path
 
 START_SECONDS = 120.0  # torch, the package and the CUDA context, from a cold disk
 ERROR_CHARACTERS = 1500
@@ -45,7 +46,7 @@ def answer(module: Any, name: str, where: Any) -> dict[str, Any]:
 
 
 def serve(module_name: str, mode: str, jobs: TextIO, answers: TextIO) -> None:
-    from .accelerator import accelerator
+    from bench.gpu.accelerator import accelerator
 
     module = importlib.import_module(module_name)
     try:
@@ -76,11 +77,9 @@ class Worker:
         self, module: str, mode: str, package: Path | None = None, num_beside: int = 1
     ) -> None:
         self.command = [sys.executable, "-m", "gpu_check.worker", module, mode]
-        ours = (package or ROOT, ROOT / "tools", ROOT / "tests" / "support")
-        folders = [str(folder) for folder in ours]
         inherited = [path for path in [os.environ.get("PYTHONPATH")] if path]
         self.environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(folders + inherited),
+            "PYTHONPATH": os.pathsep.join([python_path(package or ROOT), *inherited]),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch asks for it in deterministic mode
             "TRITON_CACHE_DIR": str(installed.TRITON_CACHE),
         }

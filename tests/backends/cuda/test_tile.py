@@ -1,6 +1,6 @@
 """Where the elements of tiles, fragments and boxes lie: csrc/cuda/tile against the PTX ISA.
 
-Run by the emulator. What is expected is written here, and in gpu_check.fragments, from the tables
+Run by the emulator. What is expected is written here, and in probes.fragments, from the tables
 of the PTX ISA, section by section; no function of csrc/cuda takes part in it. What the emulator
 makes of the bare instructions is test_emulation.py's.
 """
@@ -25,9 +25,9 @@ from emulation.library import (
     link,
     rewritten_jobs,
 )
-from gpu_check.bits16 import bfloat16_bits, element_bits
-from gpu_check.fragments import mma_a_map, mma_b_map, mma_d_map, wgmma_d_map
-from gpu_check.probe import Array, Run
+from probes.bits16 import bfloat16_bits, element_bits
+from probes.fragments import mma_a_map, mma_b_map, mma_d_map, wgmma_d_map
+from probes.probe import Array, Run
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the emulator switches stacks in x86-64 assembly"

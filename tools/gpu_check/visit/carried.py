@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check import installed, machine, probe_library
-from gpu_check.report import ROOT
+from probes import library as probe_library
+
+from bench import machine
+from bench.machine import ROOT
+from gpu_check import installed
 
 STAMP = "stamp.json"
 NOT_PACKED = "it was not packed"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .carried import Unpacked, check
-from .plan import TAR, Visit
+from gpu_check.visit.carried import Unpacked, check
+from gpu_check.visit.plan import TAR, Visit
 
 
 def lines(visit: Visit, missing: Unpacked) -> list[str]:

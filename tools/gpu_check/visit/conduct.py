@@ -12,14 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gpu_check import machine
+from bench import machine
+from bench.gpu.archive import Archive
 from gpu_check.report import FAILED, NOT_MEASURED, OK, RUNNING, Context, Outcome
 from gpu_check.runner import RunningStage, Stage, ending, show
-
-from . import limits
-from .archive import Archive
-from .carried import unpack
-from .plan import PROBES, TAR, Step, Task, Visit
+from gpu_check.visit import limits
+from gpu_check.visit.carried import unpack
+from gpu_check.visit.plan import PROBES, TAR, Step, Task, Visit
 
 RENEW_SECONDS = 20.0  # how old the tar may be while a long stage runs
 Stages = dict[str, Stage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_check.bench_cases import is_ours
+from bench.gpu.cases import is_ours
 from gpu_check.report import FAILED
 
 Reports = dict[str, dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from gpu_check.report import ROOT
+from bench.machine import ROOT
 
 NEWEST_GLIBC = (2, 34)  # that compiled files may ask for: of 2021, as in RHEL 9
 COMMAND_CHARACTERS = 2000

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check import machine, probe_library
-from gpu_check.build import ENVIRONMENT
-from gpu_check.report import ROOT
+from probes import library as probe_library
 
-from . import carried, limits
+from bench import machine
+from bench.machine import ROOT
+from gpu_check.build import ENVIRONMENT
+from gpu_check.visit import carried, limits
 
 BUILD_REQUIREMENTS = ("setuptools", "pybind11", "ninja", "cmake")
 ARCHIVE = "earlier.tar.gz"  # the results of the visit before, in the carried folder

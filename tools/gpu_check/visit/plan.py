@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .archive import read_reports
-from .carried import Unpacked
-from .earlier import Reports, is_finished, unfinished
+from bench.gpu.archive import read_reports
+from gpu_check.visit.carried import Unpacked
+from gpu_check.visit.earlier import Reports, is_finished, unfinished
 
 NEEDS_NO_PACKAGE = ("layout", "env")  # they run while the package is built
 START_SECONDS = 12.0  # of a stage: torch, the package, a context on the GPU

@@ -1,4 +1,4 @@
-"""How long the first calls of a process take: python -m gpu_check.first_call DEVICE BACKEND.
+"""How long the first calls of a process take: python -m bench.gpu.first_call DEVICE BACKEND.
 
 Prints one JSON line: seconds of each call of small_calls, in its order, then of all of them again.
 What Triton compiled before lies in TRITON_CACHE_DIR.
@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from .sm80 import SM80, register_sm80
-from .small_calls import SMALL, small_calls
+from bench.gpu.sm80 import SM80, register_sm80
+from bench.gpu.small_calls import SMALL, small_calls
 
 
 def main(device: str, backend: str) -> None:

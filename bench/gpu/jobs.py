@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from . import exact, timing
-from .accelerator import StandIn
-from .bench_cases import PARTS, GpuCase, Part, find, is_ours
-from .bench_contenders import Contender, contenders, expected_inputs, restore
-from .failures import CALL_ERRORS
-from .peer_calls import Attention
-from .peers import gate, make_inputs, run_forward
-from .sm80 import SM80
+from bench.gpu import exact, timing
+from bench.gpu.accelerator import StandIn
+from bench.gpu.cases import PARTS, GpuCase, Part, find, is_ours
+from bench.gpu.contenders import Contender, contenders, expected_inputs, restore
+from bench.gpu.failures import CALL_ERRORS
+from bench.gpu.inputs import gate, make_inputs, run_forward
+from bench.gpu.peer_calls import Attention
+from bench.gpu.sm80 import SM80
 
 COPY_BYTES = 4 << 30
 MATMUL_SIZE = 8192
@@ -35,45 +35,58 @@ def ceilings(where: StandIn) -> Row:
     }
 
 
-def check(case: GpuCase, inputs: exact.Inputs, one: Contender, call: Attention) -> Row:
-    """Relative errors of out and the gradients; ValueError when one is over its limit."""
+def check_forward(inputs: exact.Inputs, one: Contender, call: Attention) -> Row:
+    """Relative error of out; ValueError when it is over its limit."""
     expected = expected_inputs(inputs, one.rope)
     with torch.no_grad():
-        errors = gate({"out": exact.forward_error(expected, call(inputs.q, inputs.k, inputs.v))})
-    scores = inputs.q.shape[2] * inputs.k.shape[2] * inputs.group
-    if case.shape.backward and scores <= exact.MAX_GRADIENT_SCORES:
-        out, leaves = run_forward(inputs, call)
-        grads = torch.autograd.grad(out, leaves, inputs.grad_out)
-        found = exact.gradient_errors(expected, grads, restore(inputs, one.rope))
-        errors |= gate(dict(zip(("dq", "dk", "dv"), found, strict=True)))
-    return errors
+        return gate({"out": exact.forward_error(expected, call(inputs.q, inputs.k, inputs.v))})
+
+
+def check_gradients(inputs: exact.Inputs, one: Contender, call: Attention) -> Row:
+    """As `check_forward`; empty where a float32 reference of them would take too long."""
+    out, leaves = run_forward(inputs, call)
+    grads = torch.autograd.grad(out, leaves, inputs.grad_out)
+    if inputs.q.shape[2] * inputs.k.shape[2] * inputs.group > exact.MAX_GRADIENT_SCORES:
+        return {}
+    expected = expected_inputs(inputs, one.rope)
+    found = exact.gradient_errors(expected, grads, restore(inputs, one.rope))
+    return gate(dict(zip(("dq", "dk", "dv"), found, strict=True)))
 
 
 def gated(
     case: GpuCase, inputs: exact.Inputs, entries: list[Contender]
 ) -> tuple[dict[str, Attention], dict[str, Row]]:
-    """(the calls that may be timed, a row of each contender: its errors or its error)."""
+    """(the calls that may be timed, a row of each contender: its errors or its error).
+
+    A peer that has no backward at all keeps its forward, beside the error of its backward.
+    """
     calls: dict[str, Attention] = {}
     rows: dict[str, Row] = {}
     for one in entries:
-        rows[one.name] = {"case": case.label, "contender": one.name}
+        row = rows[one.name] = {"case": case.label, "contender": one.name}
         try:
             call = one.make(inputs)
-            rows[one.name]["errors"] = check(case, inputs, one, call)
+            row["errors"] = check_forward(inputs, one, call)
             calls[one.name] = call
+            if case.shape.backward:
+                row["errors"] |= check_gradients(inputs, one, call)
         except CALL_ERRORS as error:
-            rows[one.name]["error"] = f"{type(error).__name__}: {error}"[:600]
+            row["error"] = f"{type(error).__name__}: {error}"[:600]
+            if is_ours(row) or isinstance(error, ValueError):
+                calls.pop(one.name, None)
     return calls, rows
 
 
-def passes(case: GpuCase, inputs: exact.Inputs, call: Attention) -> dict[str, Callable[[], Any]]:
+def passes(
+    inputs: exact.Inputs, call: Attention, *, backward: bool
+) -> dict[str, Callable[[], Any]]:
     """What is timed of one contender: forward alone; backward alone; both, as training runs."""
 
     def forward() -> Any:
         with torch.no_grad():
             return call(inputs.q, inputs.k, inputs.v)
 
-    if not case.shape.backward:
+    if not backward:
         return {"forward": forward}
 
     def train() -> Any:
@@ -82,10 +95,10 @@ def passes(case: GpuCase, inputs: exact.Inputs, call: Attention) -> dict[str, Ca
 
     out, leaves = run_forward(inputs, call)
 
-    def backward() -> Any:
+    def differentiate() -> Any:
         return torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True)
 
-    return {"forward": forward, "backward": backward, "train": train}
+    return {"forward": forward, "backward": differentiate, "train": train}
 
 
 def rates(case: GpuCase, kind: str, milliseconds: float) -> Row:
@@ -125,7 +138,10 @@ def measure(
     dtype = torch.bfloat16 if where.device == "cuda" else torch.float32
     inputs = make_inputs(case.shape, where.device, dtype)
     calls, rows = gated(case, inputs, chosen_contenders(case, where, flex, part))
-    work = {name: passes(case, inputs, call) for name, call in calls.items()}
+    work = {
+        name: passes(inputs, call, backward=case.shape.backward and "error" not in rows[name])
+        for name, call in calls.items()
+    }
     sample = where.timer()
     for kind in ("forward", "backward", "train"):
         chosen = {name: one[kind] for name, one in work.items() if kind in one}

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_check import probes_copy, probes_sm80, probes_wgmma
-from gpu_check.bits16 import bfloat16_bits, bfloat16_values
-from gpu_check.fragments import to_matrix, wgmma_a_map, wgmma_d_map
-from gpu_check.operands import K_MAJOR, MN_MAJOR, SPANS, Operand, swizzle
-from gpu_check.probe import Array, Case, compare
-from gpu_check.probe_worker import PROBES
+from probes import copy as probes_copy
+from probes import sm80 as probes_sm80
+from probes import wgmma as probes_wgmma
+from probes.bits16 import bfloat16_bits, bfloat16_values
+from probes.fragments import to_matrix, wgmma_a_map, wgmma_d_map
+from probes.operands import K_MAJOR, MN_MAJOR, SPANS, Operand, swizzle
+from probes.probe import Array, Case, compare
+from probes.worker import PROBES
 
 
 def swapped(array: Array, axis: int, first: int, second: int) -> Array:

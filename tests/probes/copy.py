@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bits16 import bfloat16_bits
-from .operands import TENSOR_MAP_SWIZZLE, swizzle
-from .probe import Array, Case, Probe, Run
-from .probes_sm80 import (
+from probes.bits16 import bfloat16_bits
+from probes.operands import TENSOR_MAP_SWIZZLE, swizzle
+from probes.probe import Array, Case, Probe, Run
+from probes.sm80 import (
     FORMS,
     POISON_16,
     SEED,

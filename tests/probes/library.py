@@ -15,17 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import machine
-from .nvcc import Compilation, compile_all, link, sass_counts
-from .probe_sources import SOURCES
-from .report import ROOT
+from repository import ROOT
+
+from bench import machine
+from probes.nvcc import Compilation, compile_all, link, sass_counts
+from probes.sources import SOURCES
 
 PROBES = Path(__file__).parent / "probes"
 FOLDER = ROOT / "build" / "gpu_check_probes"  # git ignores it
 LIBRARY, FACTS = "libdrope_probes.so", "probes.json"
 BUILT_FROM = (
-    *("csrc/cuda/ptx", "tools/gpu_check/probes"),
-    *("tools/gpu_check/nvcc.py", "tools/gpu_check/probe_sources.py"),
+    *("csrc/cuda/ptx", "tests/probes"),
+    *("tests/probes/nvcc.py", "tests/probes/sources.py"),
 )
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 LOAD_SECONDS = 30.0

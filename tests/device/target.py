@@ -1,4 +1,4 @@
-"""Small calls for the tools that watch a process: python -m gpu_check.target DEVICE BACKEND NAME...
+"""Small calls for the tools that watch a process: python -m device.target DEVICE BACKEND NAME...
 
 Each name is one call of TARGETS; the last line says that all of them ran.
 """
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import drope_kernels as dk
-
-from .sm80 import SM80, register_sm80
-from .stress_shapes import Shape, operands
-from .watched import DONE
+from bench.gpu.sm80 import SM80, register_sm80
+from device import DONE
+from device.stress_shapes import Shape, operands
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bits16 import bfloat16_bits, element_bits, float16_bits
-from .fragments import ldmatrix_map, mma_a_map, mma_b_map, mma_d_map
-from .probe import Array, Case, Probe, Run
+from probes.bits16 import bfloat16_bits, element_bits, float16_bits
+from probes.fragments import ldmatrix_map, mma_a_map, mma_b_map, mma_d_map
+from probes.probe import Array, Case, Probe, Run
 
 SEED = 20260101
 FORMS = ("x2", "x4", "x2.trans", "x4.trans")

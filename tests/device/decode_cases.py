@@ -10,9 +10,8 @@ from decodes import DecodeCall, DecodeCase, check_results
 from torch import Tensor
 
 import drope_kernels as dk
-
-from .accelerator import StandIn
-from .device_calls import moved, run_in
+from bench.gpu.accelerator import StandIn
+from device.device_calls import moved, run_in
 
 SPARE_KEYS = 70  # that a cache could still take
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .accelerator import StandIn
-from .sm80 import SM80
+from bench.gpu.accelerator import StandIn
+from bench.gpu.sm80 import SM80
 
 LOG_STEPS = 5
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 import drope_kernels as dk
-
-from . import exact
-from .bench_cases import GpuCase
-from .peer_calls import PEERS, Attention, rotary_tables, rotate_half_split
+from bench.gpu import exact
+from bench.gpu.cases import GpuCase
+from bench.gpu.peer_calls import PEERS, Attention, rotary_tables, rotate_half_split
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from calls import Call, make_call
 from cases import BY_NAME, CASES, Case
 
-from . import ahead, decode_cases, foreign_arrays
-from .accelerator import StandIn
-from .device_calls import on_device, run_in
+from bench.gpu.accelerator import StandIn
+from device import ahead, decode_cases, foreign_arrays
+from device.device_calls import on_device, run_in
 
 MULTIPLE = 8  # of the head_dims that the CUDA kernels take
 

@@ -78,18 +78,6 @@ def decode(batch: int, seqlen: int, head_dim: int, num_heads_kv: int) -> PeerCas
     return PeerCase(batch, 32, num_heads_kv, 1, seqlen, head_dim, False, False)
 
 
-def attention_cases() -> list[PeerCase]:
-    """Most wanted first: a stage out of time leaves the tail unmeasured."""
-    cases = [prefill(length, dim) for dim, length in product(HEAD_DIMS, LENGTHS)]
-    cases += [
-        prefill(length, dim, kv_group=4) for dim, length in product(HEAD_DIMS, (4096, 16_384))
-    ]
-    cases += [prefill(4096, dim, causal=False) for dim in HEAD_DIMS]
-    cases += [prefill(131_072, dim, num_heads=4) for dim in HEAD_DIMS]
-    cases += [prefill(1_048_576, dim, num_heads=1, backward=False) for dim in HEAD_DIMS]
-    return cases
-
-
 def decode_cases() -> list[PeerCase]:
     """Caches of 256 MiB and more, with 4:1 and without grouped heads."""
     return [

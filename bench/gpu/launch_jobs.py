@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .accelerator import StandIn
-from .report import ROOT
-from .small_calls import SDPA, SMALL, small_calls
+from bench.gpu.accelerator import StandIn
+from bench.gpu.small_calls import SDPA, SMALL, small_calls
+from bench.machine import ROOT
 
 NUM_ROUNDS, CALLS_PER_ROUND = 20, 25  # the queue of the device, 1024 launches, never fills
 
@@ -27,7 +27,7 @@ def first(backend: str, where: StandIn) -> dict[str, Any]:
 
 
 def first_calls(backend: str, where: StandIn, cache: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "gpu_check.first_call", where.device, backend]
+    command = [sys.executable, "-m", "bench.gpu.first_call", where.device, backend]
     environment = os.environ | {"TRITON_CACHE_DIR": cache}
     done = subprocess.run(
         command, env=environment, cwd=ROOT / "tools", capture_output=True, text=True

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import machine, timing
-from .sm80 import register_sm80
+from bench import machine
+from bench.gpu import timing
+from bench.gpu.sm80 import register_sm80
 
 Call = Callable[[], Any]
 POISON_BLOCKS = (64 << 20, *[4 << 20] * 8, *[1 << 19] * 16)  # bytes: both pools of the allocator

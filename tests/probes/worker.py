@@ -1,6 +1,6 @@
 """Runs one probe in its own process, so that a hung or poisoned context ends with it.
 
-python -m gpu_check.probe_worker LIBRARY PROBE: prints one JSON line.
+python -m probes.worker LIBRARY PROBE: prints one JSON line.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import json
 import sys
 from dataclasses import asdict
 
-from . import probes_copy, probes_sm80, probes_wgmma
-from .probe import run_probe
+from probes import copy as probes_copy
+from probes import sm80 as probes_sm80
+from probes import wgmma as probes_wgmma
+from probes.probe import run_probe
 
 PROBES = [*probes_sm80.PROBES, *probes_copy.PROBES, *probes_wgmma.PROBES]
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 import drope_kernels as dk
-
-from .accelerator import StandIn
-from .exact import relative_error
-from .far_memory import FAR_CHECKS
-from .sm80 import SM80
-from .stress_shapes import SHAPES, Operands, Shape, operands
+from bench.gpu.accelerator import StandIn
+from bench.gpu.exact import relative_error
+from bench.gpu.sm80 import SM80
+from device.far_memory import FAR_CHECKS
+from device.stress_shapes import SHAPES, Operands, Shape, operands
 
 REPEATS, DRY_REPEATS = 200, 3
 RELATIVE_LIMIT = 1e-2  # between two orders of the same sums in bfloat16

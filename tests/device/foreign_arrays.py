@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 import drope_kernels as dk
-
-from .accelerator import StandIn
+from bench.gpu.accelerator import StandIn
 
 DELAY_ELEMENTS, DELAY_PASSES = 1 << 28, 32  # 1 GiB: a third of a millisecond a pass
 SHAPE_Q, SHAPE_KV = (2, 4, 70, 64), (2, 2, 70, 64)

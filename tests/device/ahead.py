@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from .accelerator import StandIn
-from .bench_cases import DRY_SHAPES, GROUPS, GpuCase
-from .bench_contenders import ours
-from .peers import make_inputs, run_forward
-from .stress_shapes import SHAPES, Shape, operands
+from bench.gpu.accelerator import StandIn
+from bench.gpu.cases import DRY_SHAPES, GROUPS, GpuCase
+from bench.gpu.contenders import ours
+from bench.gpu.inputs import make_inputs, run_forward
+from device.stress_shapes import SHAPES, Shape, operands
 
 Call = Callable[[str, StandIn], None]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from .peer_cases import HEAD_DIMS, PeerCase, decode, decode_cases, prefill, rope_cases
-from .sm80 import SM80
+from bench.gpu.shapes import HEAD_DIMS, PeerCase, decode, decode_cases, prefill, rope_cases
+from bench.gpu.sm80 import SM80
 
 PAGE_SIZE = 64
 OURS = ("cuda", SM80, "triton", "reference")  # the last in dry runs

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 DISTRIBUTIONS = (
     "torch",
     "triton",

@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 
-from .bits16 import element_bits
-from .fragments import to_matrix, wgmma_a_map, wgmma_d_map
-from .operands import K_MAJOR, MN_MAJOR, SPANS, Operand
-from .probe import Array, Case, Probe, Run
-from .probes_sm80 import SEED
+from probes.bits16 import element_bits
+from probes.fragments import to_matrix, wgmma_a_map, wgmma_d_map
+from probes.operands import K_MAJOR, MN_MAJOR, SPANS, Operand
+from probes.probe import Array, Case, Probe, Run
+from probes.sm80 import SEED
 
 DIGIT = 128  # element numbers travel as two digits, each exact in bfloat16
 MAJOR_NAMES = ("K", "MN")

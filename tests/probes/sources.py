@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .nvcc import SM_80, SM_90A, Source
+from probes.nvcc import SM_80, SM_90A, Source
 
 SM80_GEMM = ("cp.async.cg.shared.global", "ldmatrix.sync", "mma.sync.aligned.m16n8k16")
 SOURCES = (

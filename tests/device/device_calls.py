@@ -10,7 +10,7 @@ import torch
 from calls import Call
 from torch import Tensor
 
-from .accelerator import StandIn
+from bench.gpu.accelerator import StandIn
 
 MODES = ("deterministic", "free")
 

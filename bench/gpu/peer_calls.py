@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .peer_cases import PeerCase
+from bench.gpu.shapes import PeerCase
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, H, S, D) all round
 MAX_FLEX_LENGTH = 32_768  # its block mask grows with the square of the length

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 import drope_kernels as dk
-
-from .accelerator import StandIn
-from .exact import relative_error
+from bench.gpu.accelerator import StandIn
+from bench.gpu.exact import relative_error
 
 DIM = 128
 FAR = (1 << 24) + 192  # rows of 128 channels: just over 2^31 elements
