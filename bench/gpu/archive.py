@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,18 @@ class Archive:
         while True:
             with tarfile.open(partial, "w:gz", compresslevel=6) as tar:
                 for path in files:
-                    tar.add(path, f"{self.folder.name}/{path.name}")
+                    add(tar, f"{self.folder.name}/{path.name}", path.read_bytes())
             if partial.stat().st_size <= self.limit or len(files) < 2:
                 break
             self.left_out.insert(0, files.pop().stem)
         partial.replace(self.path)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """As it was read at once: a stage may replace its file meanwhile with one of another size."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(content), int(time.time())
+    tar.addfile(member, io.BytesIO(content))
 
 
 def read_reports(path: Path) -> dict[str, dict[str, Any]]:

@@ -27,11 +27,11 @@ CACHE = ROOT / "build" / "emulation"
 HEADERS = (
     *sorted((ROOT / "csrc").glob("*.h")),
     *sorted((ROOT / "csrc/cuda").rglob("*.h")),
-    *sorted((ROOT / "tests/probes").glob("*.h")),
+    *sorted((ROOT / "tests/probes/kernels").glob("*.h")),
     *sorted((FOLDER / "kernels").rglob("*.h")),
 )
 KERNELS = (
-    *sorted((ROOT / "tests/probes").glob("*.cu")),
+    *sorted((ROOT / "tests/probes/kernels").glob("*.cu")),
     *sorted((FOLDER / "kernels").glob("*.cu")),
 )
 RUNTIME = tuple(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gpu_check import installed, jobs, package
-from gpu_check.report import Context
+from gpu_check.report import Context, python_path
 from gpu_check.worker import Worker, answer
 from repository import ROOT
 
@@ -48,7 +48,7 @@ def run_job(job, where):
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     (tmp_path / "stub_jobs.py").write_text(STUB)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'tools'}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{python_path(ROOT)}")
     worker = Worker("stub_jobs", "dry-run")
     yield worker
     worker.close()

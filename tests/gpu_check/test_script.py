@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gpu_check import command, env, layout, runner
-from gpu_check.report import Context
+from gpu_check.report import Context, python_path
 from probes import library as probe_library
 from probes import nvcc
 from probes import sources as probe_sources
@@ -94,7 +94,7 @@ def test_no_stage_starts_when_the_time_is_up(tmp_path: Path) -> None:
 def test_failing_stage_sets_the_exit_status_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools"))
+    monkeypatch.setenv("PYTHONPATH", python_path(ROOT))
     stages = {"broken": runner.Stage("gpu_check.no_such_stage", 60), "env": runner.STAGES["env"]}
     assert command.main(["--dry-run", str(tmp_path)], stages) == 1
     assert json.loads((tmp_path / "broken.json").read_text())["status"] == "failed"
@@ -140,7 +140,7 @@ def run_stub(
     action: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     (tmp_path / "stub_stage.py").write_text(STUB.replace("ACTION", action))
-    search = os.pathsep.join([str(tmp_path), str(ROOT / "tools")])
+    search = os.pathsep.join([str(tmp_path), python_path(ROOT)])
     monkeypatch.setenv("PYTHONPATH", search)
     stages = {"stub": runner.Stage("stub_stage", seconds)}
     assert command.main([str(tmp_path), "--dry-run"], stages) == 1

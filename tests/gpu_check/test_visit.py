@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_check.report import python_path
 from gpu_check.runner import Stage
 from gpu_check.visit import conduct
 from gpu_check.visit.carried import Unpacked
@@ -73,7 +74,7 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stubs:
     """On a machine that has a GPU as far as the visit can tell, with the package in place."""
     folder = tmp_path / "stubs"
     folder.mkdir()
-    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT / 'tools'}")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{python_path(ROOT)}")
     gpu = {"name": "NVIDIA H200", "compute_cap": "9.0"}
     monkeypatch.setattr(machine, "gpu_fields", lambda: gpu)
     monkeypatch.setattr(conduct, "unpack", lambda carried: Unpacked("", ""))

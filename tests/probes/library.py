@@ -21,11 +21,11 @@ from bench import machine
 from probes.nvcc import Compilation, compile_all, link, sass_counts
 from probes.sources import SOURCES
 
-PROBES = Path(__file__).parent / "probes"
+PROBES = Path(__file__).parent / "kernels"
 FOLDER = ROOT / "build" / "gpu_check_probes"  # git ignores it
 LIBRARY, FACTS = "libdrope_probes.so", "probes.json"
 BUILT_FROM = (
-    *("csrc/cuda/ptx", "tests/probes"),
+    *("csrc/cuda/ptx", "tests/probes/kernels"),
     *("tests/probes/nvcc.py", "tests/probes/sources.py"),
 )
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"

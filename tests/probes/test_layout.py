@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from probes import copy as probes_copy
 from probes import sm80 as probes_sm80
 from probes import wgmma as probes_wgmma
@@ -269,5 +270,5 @@ def test_tensor_boxes(index: int) -> None:
 
 
 def test_mbarrier_note_list_matches_the_kernel() -> None:
-    source = Path(probes_copy.__file__).parent / "probes" / "sm90_copy.cu"
+    source = Path(probes_copy.__file__).parent / "kernels" / "sm90_copy.cu"
     assert source.read_text().count("*note++ =") == len(probes_copy.MBARRIER_NOTES)

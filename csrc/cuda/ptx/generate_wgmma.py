@@ -23,8 +23,8 @@ HEADER = """\
 
 #include <cstdint>
 
-#include "element.h"
-#include "matrix_descriptor.h"
+#include "cuda/ptx/element.h"
+#include "cuda/ptx/matrix_descriptor.h"
 
 namespace drope::ptx {{
 """

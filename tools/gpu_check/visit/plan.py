@@ -53,7 +53,7 @@ class Fixed:
 START = Fixed("start", "bash, python3, nvidia-smi", 5)
 UNPACK = Fixed("unpack", "the wheel, the probes, a process that loads each", 5)
 BUILD = Fixed("build", "430 s of a CPU, on 16 cores; runs beside the first stages", 90)
-PROBES = Fixed("probes", "nvcc, the slowest of 5 files", 40)
+PROBES = Fixed("probes", "nvcc, 14 s of a CPU, 5 files", 15)
 TAR = Fixed("tar", "after each stage; the last counts", 3)
 
 AHEAD = Step(
@@ -84,8 +84,8 @@ FIRST = (
     Step(
         "cases",
         "is every named case right on the CUDA kernels, sm_90a and sm_80, bf16 first?",
-        "start 12; 730 jobs on 4 workers, 0.25 s each, most of it the yardstick on the CPU",
-        *(60, 100, 25),
+        "start 12; 730 jobs on 4 workers, 0.2 s each, half of it the yardstick on the CPU",
+        *(50, 100, 25),
     ),
     Step(
         "bench-cuda",
