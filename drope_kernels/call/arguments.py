@@ -9,13 +9,20 @@ from drope_kernels.call import validate
 from drope_kernels.frequencies import constant
 from drope_kernels.rope import DEFAULT_ROPE, Rope
 
+# Asked once and here: torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
+    if torch.amp.is_autocast_available(device)
+)
+
 
 def autocast(x: Tensor) -> Tensor:
     """q, k or v in the autocast dtype where autocast is on; what torch's own ops leave, stays."""
     if not isinstance(x, Tensor) or x.dtype not in validate.AUTOCAST_DTYPES:
         return x  # what is wrong with it is for `validate` to say
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 

@@ -151,3 +151,15 @@ def test_decode_compiles_whole_and_writes_the_caches(backend: str, cache: str) -
     for want, got, untouched in zip(eager, traced, caches()[0], strict=True):
         torch.testing.assert_close(got, want)
         assert torch.equal(want, untouched) == (want is eager[0])
+
+
+def test_a_call_does_not_ask_which_devices_have_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile of torch 2.11 cannot trace that question; later ones can."""
+
+    def asked(device: str) -> bool:
+        raise AssertionError(f"asked for {device} while a call is traced")
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", asked)
+    q = k = v = torch.randn(1, 1, 8, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dk.attention(q, k, v).dtype == torch.bfloat16

@@ -1,5 +1,5 @@
 // Global memory: vectors, reductions, atomics, and accesses that no allocation holds.
-#include "../../../tools/gpu_check/probes/probe.h"
+#include "../../probes/kernels/probe.h"
 #include "cuda/ptx/reduce.h"
 
 namespace drope::probes {

@@ -1,7 +1,7 @@
 // Two products in flight, as attention overlaps the scores of one block with the output of another:
 // the first is used while the second still runs.
-#include "../../../tools/gpu_check/probes/probe.h"
-#include "../../../tools/gpu_check/probes/wait.h"
+#include "../../probes/kernels/probe.h"
+#include "../../probes/kernels/wait.h"
 #include "cuda/ptx/address.h"
 #include "cuda/ptx/bulk_copy.h"
 #include "cuda/ptx/fence.h"

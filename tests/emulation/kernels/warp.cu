@@ -1,5 +1,5 @@
 // Warp functions, and what they do not order.
-#include "../../../tools/gpu_check/probes/probe.h"
+#include "../../probes/kernels/probe.h"
 #include "cuda/ptx/address.h"
 
 namespace drope::probes {

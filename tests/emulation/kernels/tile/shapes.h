@@ -2,7 +2,7 @@
 // list.
 #pragma once
 
-#include "../../../../tools/gpu_check/probes/probe.h"
+#include "../../../probes/kernels/probe.h"
 #include "cuda/tile/smem_tile.h"
 
 namespace drope::probes {
