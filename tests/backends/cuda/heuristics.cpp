@@ -1,5 +1,5 @@
 // csrc/cuda/heuristics.h for test_heuristics.py, as C functions.
-#include "../../csrc/cuda/heuristics.h"
+#include "../../../csrc/cuda/heuristics.h"
 
 using namespace drope::cuda;
 
