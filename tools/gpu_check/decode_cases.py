@@ -1,4 +1,4 @@
-"""attention_decode on the device, at sizes of its own; calls and checks of tests/support/decodes.py."""
+"""attention_decode on the device, at sizes of its own; calls and checks of the suite, `decodes`."""
 
 from __future__ import annotations
 
