@@ -1,4 +1,4 @@
-"""What holds for every test: unwritten memory is NaN, and the Triton kernels are interpreted."""
+"""For every test: one thread, unwritten memory is NaN, Triton's kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any of ours is
+# Tests fill the cores by processes (`pytest -n`); those about threads ask for them. Read by torch
+# when it is imported, here and in the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import interpreter
+import interpreter_speed
 import pytest
 import torch
+from cases import Case
 from checker import EMULATED, INTERPRETED
 
 from drope_kernels import dispatch
@@ -26,7 +31,36 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "plain_memory: leave uninitialised memory as the allocator gives it"
     )
     interpreter.mend()
+    interpreter_speed.hasten()
+    torch.set_num_threads(1)
     dispatch.register(TritonBackend("cpu", name=INTERPRETED))
+
+
+# Their tests share no fixture that takes long.
+SPREAD = {
+    *("tests/test_attention.py", "tests/test_attention_planted.py", "tests/test_decode.py"),
+    *("tests/call/test_ops.py", "tests/call/test_ops_compile.py"),
+    *("tests/backends/cuda/test_attention.py", "tests/backends/triton/test_planted.py"),
+    *("tests/backends/triton/test_block_range.py", "tests/backends/triton/test_tma.py"),
+}
+TOGETHER = "tests/gpu_check/"  # its programs build into one folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `pytest -n`: what a file prepares once, or a case's yardstick, is one worker's."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def group_of(item: pytest.Item) -> str:
+    file, _, name = item.nodeid.partition("::")
+    if file.startswith(TOGETHER):
+        return TOGETHER
+    if file not in SPREAD:
+        return file
+    parameters = getattr(item, "callspec", None)
+    case = parameters.params.get("case") if parameters else None
+    return f"case {case.name}" if isinstance(case, Case) else f"{file}::{name.partition('[')[0]}"
 
 
 @pytest.fixture(autouse=True)
