@@ -48,6 +48,8 @@ TOGETHER = "tests/gpu_check/"  # its programs build into one folder
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n`: what a file prepares once, or a case's yardstick, is one worker's."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
