@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# A worker for each core; tests/conftest.py says which tests go to one worker together.
-PARALLEL = -n $(shell nproc) --dist loadgroup
+# A worker for each core; tests/support/workers.py says which tests go to one of them together.
+PARALLEL = -n $(shell nproc) --dist loadscope
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: help demo test test-all bench check format sanitize race triton-versions llama-cpp \

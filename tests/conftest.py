@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any of ours is
 # Tests fill the cores by processes (`pytest -n`); those about threads ask for them. Read by torch
@@ -16,7 +16,6 @@ import interpreter
 import interpreter_speed
 import pytest
 import torch
-from cases import Case
 from checker import EMULATED, INTERPRETED
 
 from drope_kernels import dispatch
@@ -36,33 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     dispatch.register(TritonBackend("cpu", name=INTERPRETED))
 
 
-# Their tests share no fixture that takes long.
-SPREAD = {
-    *("tests/test_attention.py", "tests/test_attention_planted.py", "tests/test_decode.py"),
-    *("tests/call/test_ops.py", "tests/call/test_ops_compile.py"),
-    *("tests/backends/cuda/test_attention.py", "tests/backends/triton/test_planted.py"),
-    *("tests/backends/triton/test_block_range.py", "tests/backends/triton/test_tma.py"),
-}
-TOGETHER = "tests/gpu_check/"  # its programs build into one folder
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2 --dist loadscope`, as `make test` runs it."""
+    from workers import Groups
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: what a file prepares once, or a case's yardstick, is one worker's."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-
-
-def group_of(item: pytest.Item) -> str:
-    file, _, name = item.nodeid.partition("::")
-    if file.startswith(TOGETHER):
-        return TOGETHER
-    if file not in SPREAD:
-        return file
-    parameters = getattr(item, "callspec", None)
-    case = parameters.params.get("case") if parameters else None
-    return f"case {case.name}" if isinstance(case, Case) else f"{file}::{name.partition('[')[0]}"
+    return Groups(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(autouse=True)
