@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A worker for each core; tests/support/workers.py says which tests go to one of them together.
+PARALLEL = -n $(shell nproc) --dist loadscope
 CLANG_SOURCES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: help demo test test-all bench check format sanitize race triton-versions llama-cpp \
@@ -25,10 +27,10 @@ demo: build
 	$(BIN)/drope demo
 
 test: build
-	$(BIN)/pytest tests -q -m "not slow"
+	$(BIN)/pytest tests -q $(PARALLEL) -m "not slow"
 
 test-all: build
-	$(BIN)/pytest tests -q
+	$(BIN)/pytest tests -q $(PARALLEL)
 
 bench: build
 	$(BIN)/pytest bench
@@ -73,7 +75,7 @@ sanitize: $(VENV)/stamp-install
 	tools/sanitize.sh $(BIN)/python
 
 race: $(VENV)/stamp-install
-	$(BIN)/pytest tests/emulation tests/backends/cuda -q -k "schedules"
+	$(BIN)/pytest tests/emulation tests/backends/cuda -q $(PARALLEL) -k "schedules"
 
 triton-versions: build
 	tools/triton_versions.sh $(BIN)/python

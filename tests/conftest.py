@@ -1,15 +1,19 @@
-"""What holds for every test: unwritten memory is NaN, and the Triton kernels are interpreted."""
+"""For every test: one thread, unwritten memory is NaN, Triton's kernels are interpreted."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any of ours is
+# Tests fill the cores by processes (`pytest -n`); those about threads ask for them. Read by torch
+# when it is imported, here and in the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import interpreter
+import interpreter_speed
 import pytest
 import torch
 from checker import EMULATED, INTERPRETED
@@ -26,7 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "plain_memory: leave uninitialised memory as the allocator gives it"
     )
     interpreter.mend()
+    interpreter_speed.hasten()
+    torch.set_num_threads(1)
     dispatch.register(TritonBackend("cpu", name=INTERPRETED))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2 --dist loadscope`, as `make test` runs it."""
+    from workers import Groups
+
+    return Groups(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,16 @@ Objects and libraries are kept under build/emulation, named by a digest of all t
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,15 @@ def unfinished_name(product: Path) -> Path:
     return product.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
 
 
+@contextmanager
+def alone_with(product: Path) -> Iterator[None]:
+    """One thread of all processes at a time: who comes second finds the product made."""
+    product.parent.mkdir(parents=True, exist_ok=True)
+    with product.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        yield
+
+
 def run_compiler(arguments: list[str], product: Path) -> None:
     """Writes the product in one step, so that an interrupted build leaves nothing behind."""
     unfinished = unfinished_name(product)
@@ -99,8 +110,9 @@ def cpu_features() -> str:
 def compile_object(source: Path, flags: list[str], key: str) -> Path:
     product = CACHE / "objects" / f"{source.stem}-{key}.o"
     if not product.exists():
-        product.parent.mkdir(parents=True, exist_ok=True)
-        run_compiler([*flags, "-c", str(source)], product)
+        with alone_with(product):
+            if not product.exists():
+                run_compiler([*flags, "-c", str(source)], product)
     return product
 
 
@@ -113,7 +125,10 @@ def link(name: str, objects: Sequence[Path], libraries: Sequence[Path] = ()) -> 
     """Of two definitions of an inline function, the one in the first object counts."""
     library = CACHE / f"{name}-{digest(path.name for path in [*objects, *libraries])}.so"
     if not library.exists():
-        run_compiler(["-shared", "-Wl,-Bsymbolic", *map(str, [*objects, *libraries])], library)
+        with alone_with(library):
+            if not library.exists():
+                files = map(str, [*objects, *libraries])
+                run_compiler(["-shared", "-Wl,-Bsymbolic", *files], library)
     return library
 
 
