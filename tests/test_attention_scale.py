@@ -6,12 +6,15 @@ these fail for a backend whose exponents are anything but differences of scores,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+import oracle
 import pytest
 import torch
+from calls import make_call
 from cases import BY_NAME, LARGE_SCORES, OUT_OF_FLOAT16
 from checker import BUILT, DTYPES, EMULATED, INTERPRETED, check_case
 from decodes import LARGE_SCORES as DECODES
@@ -164,6 +167,35 @@ def test_rows_of_p_sum_to_one_in_both_passes(backend: str, scores: Any) -> None:
     torch.testing.assert_close(p.detach()[0, 0].sum(-1), one, rtol=0, atol=2e-6)
     torch.testing.assert_close(dv[0, 0].sum(-2), one, rtol=0, atol=2e-6)
     torch.testing.assert_close(dv[0, 0].T, p.detach()[0, 0], rtol=0, atol=2e-6)
+
+
+# --- what forward hands to backward --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["near_ties", "near_ties_rows", "softcap", "left_padded"])
+@on_every_backend
+def test_softmax_state_is_a_reference_and_a_sum(backend: str, name: str) -> None:
+    """a in units of scores before the factor, at most 8 octaves from the largest; L to base 2."""
+    call = make_call(BY_NAME[name], finest(backend))
+    if call.case.softcap is not None and backend in EMULATED:
+        pytest.skip("its kernels have no softcap")
+    out, lse = call.outputs(call.leaves(), backend)
+    state = out.grad_fn.saved_tensors[1]
+    assert state.shape == (2, *lse.shape)
+    assert state.dtype == torch.float32
+    assert state.is_contiguous()
+    reference, log_sum = state.double()
+    empty = lse.detach() == -torch.inf
+    assert (reference[empty] == 0).all()
+    assert (log_sum[empty] == torch.inf).all()
+    factor = oracle.scale_rows(call, call.leaves().get("scale"), torch.float64).squeeze(-1)
+    if call.case.softcap is not None:
+        factor = torch.tensor(call.case.softcap).double()
+    factor = factor.expand(lse.shape)
+    rebuilt = factor * reference + log_sum * math.log(2)
+    torch.testing.assert_close(rebuilt[~empty], lse.detach().double()[~empty], rtol=1e-6, atol=1e-5)
+    assert (log_sum[~empty] >= -8).all()
+    assert (log_sum[~empty] <= math.log2(call.case.seqlen_kv) + 8).all()
 
 
 # --- the ends of float32 -------------------------------------------------------------------------
