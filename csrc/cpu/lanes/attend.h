@@ -35,22 +35,22 @@ struct TileScratch {
 
 // 2^exponent of one reference against a larger one: brings what was summed by it to the other.
 // Exactly 1 if it stays: exp2(0) is not, and would fade early keys block by block.
-DROPE_INLINE Vec scale_to(Vec reference, Vec earlier, Vec factor) {
+DROPE_INLINE Vec rescale(Vec reference, Vec earlier, Vec scale_log2) {
   return select(equal(earlier, reference), broadcast(1.0f),
-                exp2(exponent(earlier, reference, factor, zero())));
+                exp2(exponent(earlier, reference, scale_log2, zero())));
 }
 
 // The running softmax of a tile: p = 2^exponent of each score against row_max.
 template <int kVecCount>
 struct Softmax {
-  Vec scale[kVecCount];    // logit scales
-  Vec factor[kVecCount];   // of exponents
-  Vec row_max[kVecCount];  // of scores t; -inf while a row has seen no key
+  Vec scale[kVecCount];       // logit scales
+  Vec scale_log2[kVecCount];  // from differences of t to exponents
+  Vec row_max[kVecCount];     // of scores t; -inf while a row has seen no key
   Vec row_sum[kVecCount];
 
   DROPE_INLINE void start(int v, Vec logit_scale, float softcap) {
     scale[v] = logit_scale;
-    factor[v] = scale_log2(logit_scale, softcap);
+    scale_log2[v] = scale_to_log2(logit_scale, softcap);
     row_max[v] = broadcast(-kInfinity);
     row_sum[v] = zero();
   }
@@ -60,7 +60,7 @@ struct Softmax {
   DROPE_INLINE Vec rebase(int v, Vec earlier_max, Vec& row_scale) const {
     const Vec no_key = broadcast(-kInfinity);
     const Vec reference = select(equal(row_max[v], no_key), zero(), row_max[v]);
-    row_scale = scale_to(reference, earlier_max, factor[v]);
+    row_scale = rescale(reference, earlier_max, scale_log2[v]);
     return reference;
   }
 };
@@ -120,13 +120,14 @@ void cap_scores(const int64_t (&vec_keys)[kVecCount], const Vec (&scale)[kVecCou
 
 // Scores of `num_keys` keys of one vector of queries become probabilities in words of Dot.
 template <class Dot, int kVecCount>
-DROPE_INLINE Vec exponentiate(int64_t num_keys, Vec factor, Vec reference, float* p) {
+DROPE_INLINE Vec exponentiate(int64_t num_keys, Vec scale_log2, Vec reference, float* p) {
   constexpr int64_t kQueries = kVecCount * kLanes;
   Vec even_sum = zero(), odd_sum = zero();
   const float* scores = p;
   for (int64_t key = 0; key < num_keys; key += 2, scores += 2 * kQueries) {
-    const Vec even = probability<Dot>(exponent(load(scores), reference, factor, zero()));
-    const Vec odd = probability<Dot>(exponent(load(scores + kQueries), reference, factor, zero()));
+    const Vec even = probability<Dot>(exponent(load(scores), reference, scale_log2, zero()));
+    const Vec odd =
+        probability<Dot>(exponent(load(scores + kQueries), reference, scale_log2, zero()));
     even_sum = even_sum + even;
     odd_sum = odd_sum + odd;
     p = Dot::store_rows(p, kQueries, even, odd);
@@ -208,7 +209,7 @@ void attend(const PackedHead& head, const TileRange<kVecCount>& range, float sof
     Vec row_scale[kVecCount];
     for (int i = 0; i < kVecCount; ++i) {
       const Vec reference = softmax.rebase(i, earlier_max[i], row_scale[i]);
-      const Vec sum = exponentiate<Dot, kVecCount>(vec_keys[i], softmax.factor[i], reference,
+      const Vec sum = exponentiate<Dot, kVecCount>(vec_keys[i], softmax.scale_log2[i], reference,
                                                    tile.p + i * kLanes);
       softmax.row_sum[i] = fma(softmax.row_sum[i], row_scale[i], sum);
     }

@@ -89,7 +89,7 @@ void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
     tile.minus_delta[i] = -tile.scale[i] * delta;
   }
   for (int64_t i = 0; i < kBlockQ; i += kLanes) {
-    store(tile.factor + i, scale_log2(load(tile.scale + i), p.softcap));
+    store(tile.scale_log2 + i, scale_to_log2(load(tile.scale + i), p.softcap));
   }
 }
 

@@ -61,9 +61,9 @@ struct BackwardTile {
   float* grad_out_rows;   // (kQueryWords, head_dim_v rounded up to kLanes)
   float* grad_q_lanes;    // (head_dim rounded up to kLanes, kBlockQ), summed over the kv loop
 
-  // Per query: P = 2^exponent(t, reference, factor, minus_log2_sum); dS = P * (scale * dP +
+  // Per query: P = 2^exponent(t, reference, scale_log2, minus_log2_sum); dS = P * (scale * dP +
   // minus_delta).
-  float *reference, *factor, *minus_log2_sum, *scale, *minus_delta;
+  float *reference, *scale_log2, *minus_log2_sum, *scale, *minus_delta;
 
   DROPE_INLINE int64_t channels() const { return round_up(head_dim, kLanes); }
   DROPE_INLINE int64_t channels_v() const { return round_up(head_dim_v, kLanes); }
@@ -80,7 +80,7 @@ struct BackwardTile {
     take(q_rows, kQueryWords<Dot> * channels());
     take(grad_out_rows, kQueryWords<Dot> * channels_v());
     take(grad_q_lanes, channels() * kBlockQ);
-    for (float** row : {&reference, &factor, &minus_log2_sum, &scale, &minus_delta}) {
+    for (float** row : {&reference, &scale_log2, &minus_log2_sum, &scale, &minus_delta}) {
       take(*row, kBlockQ);
     }
     return size;
@@ -125,11 +125,11 @@ DROPE_INLINE void probabilities(const BackwardTile<Dot>& tile, int64_t key,
 #pragma GCC unroll 8
   for (int v = kFirst; v < kMaxVecs; ++v) {
     const Vec reference = load(tile.reference + v * kLanes);
-    const Vec factor = load(tile.factor + v * kLanes);
+    const Vec scale_log2 = load(tile.scale_log2 + v * kLanes);
     const Vec minus_log2_sum = load(tile.minus_log2_sum + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      acc_s[r][v] = exponent(acc_s[r][v], reference, factor, minus_log2_sum);
+      acc_s[r][v] = exponent(acc_s[r][v], reference, scale_log2, minus_log2_sum);
     }
   }
   if (mask != nullptr) {

@@ -172,7 +172,7 @@ DROPE_INLINE void softmax_row(QueryState& state, float softcap, int64_t num_vecs
   Vec sum = zero();
   for (int64_t v = 0; v < num_vecs; ++v) {
     const Vec t = load(s + v * kLanes);
-    const Vec p = probability<Dot>(exponent(t, reference, softmax.factor[0], zero()));
+    const Vec p = probability<Dot>(exponent(t, reference, softmax.scale_log2[0], zero()));
     sum = sum + p;
     Dot::store_elements(s, v * kLanes, p);
   }

@@ -289,8 +289,8 @@ class DecodeSplits {
       if (!(maxima[split * stride] <= row_max)) row_max = maxima[split * stride];
     }
     const auto weight = [&](int64_t split) {
-      return scale_to(broadcast(row_max), broadcast(maxima[split * stride]),
-                      scale_log2(broadcast(scale), p_.softcap));
+      return rescale(broadcast(row_max), broadcast(maxima[split * stride]),
+                     scale_to_log2(broadcast(scale), p_.softcap));
     };
     const auto is_empty = [&](int64_t split) { return maxima[split * stride] == -kInfinity; };
     Vec sum = zero();

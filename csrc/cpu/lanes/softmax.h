@@ -62,10 +62,10 @@ DROPE_INLINE Vec tanh(Vec x) {
 // take its exponent against the same reference, the row's maximum of t: ratios of probabilities and
 // their sum are exact however large the scores are.
 
-// The factor from differences of t to exponents. The 2 of a capped t keeps it finite for every
+// scale_log2, from differences of t to exponents. The 2 of a capped t keeps it finite for every
 // softcap; it is of the kernels alone, softmax_state counts a in tanh.
 inline constexpr float kCapUnit = 2.0f;
-DROPE_INLINE Vec scale_log2(Vec scale, float softcap) {
+DROPE_INLINE Vec scale_to_log2(Vec scale, float softcap) {
   return softcap > 0.0f ? broadcast(kLog2E / kCapUnit * softcap) : broadcast(kLog2E) * scale;
 }
 
@@ -78,8 +78,8 @@ DROPE_INLINE Vec cap_score(Vec product, Vec scale, Vec inverse_softcap) {
 // what makes it the probability. The difference first: it is exact near the reference and never
 // above 0, and its product with the factor rounds what remains, however large t is. An fma for both
 // passes: it costs what the product alone would, and rounds no more.
-DROPE_INLINE Vec exponent(Vec t, Vec reference, Vec factor, Vec minus_log2_sum) {
-  return fma(factor, t - reference, minus_log2_sum);
+DROPE_INLINE Vec exponent(Vec t, Vec reference, Vec scale_log2, Vec minus_log2_sum) {
+  return fma(scale_log2, t - reference, minus_log2_sum);
 }
 
 // Logit scale of one query.
