@@ -91,7 +91,9 @@ def test_any_finite_score(isa: str, num_keys: int, score: float, dtype: torch.dt
     assert results["out"][:, :, :3].count_nonzero() == 0  # rows without keys
     assert results["lse"][:, :, :3].eq(-math.inf).all()
     counts = torch.arange(1, num_keys + 1)[:, None]
-    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype in HALF else {"rtol": 1e-5, "atol": 1e-6}
+    tolerance: dict[str, Any] = (
+        {"rtol": 1e-2, "atol": 1e-2} if dtype in HALF else {"rtol": 1e-5, "atol": 1e-6}
+    )
     assert torch.allclose(
         results["out"][0, 0, 3:].float(), v[0, 0].float().cumsum(0) / counts, **tolerance
     )
@@ -171,7 +173,9 @@ def test_backward_has_the_probabilities_of_forward(isa: str, form: str, dtype: t
     results = run(q.to(dtype), k.to(dtype), one, one, **FORMS[form])
     p, p_again = results["out"].float(), results["dv"].float().mT
     assert (p.max(dim=-1).values < 0.9).any()  # near ties, or nothing would be compared
-    tolerance = {"rtol": 2e-2, "atol": 1e-4} if dtype in HALF else {"rtol": 3e-6, "atol": 1e-30}
+    tolerance: dict[str, Any] = (
+        {"rtol": 2e-2, "atol": 1e-4} if dtype in HALF else {"rtol": 3e-6, "atol": 1e-30}
+    )
     assert torch.allclose(p, p_again, **tolerance)
     assert torch.allclose(
         p_again.sum(dim=-1), torch.ones(150), atol=2e-2 if dtype in HALF else 1e-6
