@@ -69,6 +69,10 @@ struct AttentionForwardParams : AttentionParams {
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   // (batch, num_heads_q, seqlen_q) contiguous, natural log, -inf for empty rows.
   float* lse = nullptr;
+  // (2, batch, num_heads_q, seqlen_q) contiguous: of each row the reference a, the maximum of its
+  // scores t or near it, then L = log2 of its sum of 2^exponent. Empty rows: 0, inf. Null: not
+  // saved.
+  float* softmax_state = nullptr;
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
   void* k_prepared = nullptr;  // (batch, num_heads_kv, seqlen_kv, head_dim)
@@ -112,11 +116,11 @@ struct AttentionBackwardParams : AttentionParams {
   const void* grad_out = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim_v)
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   int64_t stride_grad_out_batch = 0, stride_grad_out_head = 0, stride_grad_out_row = 0;
-  const float* lse = nullptr;       // (batch, num_heads_q, seqlen_q) contiguous
-  const float* grad_lse = nullptr;  // (batch, num_heads_q, seqlen_q) contiguous; null: zero
-  void* grad_q = nullptr;           // (batch, num_heads_q, seqlen_q, head_dim)
-  void* grad_k = nullptr;           // (batch, num_heads_kv, seqlen_kv, head_dim)
-  void* grad_v = nullptr;           // (batch, num_heads_kv, seqlen_kv, head_dim_v)
+  const float* softmax_state = nullptr;  // (2, batch, num_heads_q, seqlen_q) as forward saved it
+  const float* grad_lse = nullptr;       // (batch, num_heads_q, seqlen_q) contiguous; null: zero
+  void* grad_q = nullptr;                // (batch, num_heads_q, seqlen_q, head_dim)
+  void* grad_k = nullptr;                // (batch, num_heads_kv, seqlen_kv, head_dim)
+  void* grad_v = nullptr;                // (batch, num_heads_kv, seqlen_kv, head_dim_v)
   int64_t stride_grad_q_batch = 0, stride_grad_q_head = 0, stride_grad_q_row = 0;
   int64_t stride_grad_k_batch = 0, stride_grad_k_head = 0, stride_grad_k_row = 0;
   int64_t stride_grad_v_batch = 0, stride_grad_v_head = 0, stride_grad_v_row = 0;

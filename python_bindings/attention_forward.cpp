@@ -14,6 +14,7 @@ void attention_forward(const py::kwargs& arguments) {
   read_attention(in, p);
   in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
   p.lse = in.pointer<float>("lse");
+  p.softmax_state = in.pointer<float>("softmax_state");
   p.q_prepared = in.pointer<void>("q_prepared");
   p.k_prepared = in.pointer<void>("k_prepared");
   const CpuOptions options{in.value<int>("num_threads")};
@@ -27,7 +28,8 @@ void attention_forward(const py::kwargs& arguments) {
 
 void register_attention_forward(py::module_& module) {
   module.def("attention_forward", &attention_forward,
-             "CPU forward pass; writes out, lse and, where given, q_prepared and k_prepared.");
+             "CPU forward pass; writes out, lse and, where given, softmax_state, "
+             "q_prepared and k_prepared.");
 }
 
 }  // namespace drope

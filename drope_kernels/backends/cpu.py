@@ -12,8 +12,13 @@ from drope_kernels.backends.addresses import (
     decode_arguments,
     strided,
 )
-from drope_kernels.backends.lse_state import lse_of, state_of
-from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.spec.layout import (
+    empty_grad_scale,
+    empty_gradients,
+    empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
+)
 from drope_kernels.spec.packed import ForwardResults, join_backward, join_forward
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
@@ -57,7 +62,8 @@ def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
     q, k, v = inputs.q, inputs.k, inputs.v
     keep = save_prepared and inputs.rotation is not None
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    lse = empty_lse(q)
+    softmax_state = empty_softmax_state(q, needed=save_prepared)
     q_prepared = q.new_empty(q.shape if keep else (0,))
     k_prepared = q.new_empty(k.shape if keep else (0,))
     arguments, alive = call_arguments(inputs)
@@ -65,12 +71,13 @@ def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         **arguments,
         out=strided(out),
         lse=lse.data_ptr(),
+        softmax_state=softmax_state.data_ptr(),
         q_prepared=q_prepared.data_ptr(),
         k_prepared=k_prepared.data_ptr(),
         num_threads=torch.get_num_threads(),
     )
     del alive
-    return out, lse, state_of(lse, needed=save_prepared), q_prepared, k_prepared
+    return out, lse, softmax_state, q_prepared, k_prepared
 
 
 def backward(
@@ -98,14 +105,14 @@ def backward(
         )
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
     grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
-    lse = lse_of(softmax_state).contiguous()
+    softmax_state = softmax_state.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     arguments, alive = call_arguments(inputs)
     _C.attention_backward(
         **arguments,
         out=strided(out),
         grad_out=strided(grad_out),
-        lse=lse.data_ptr(),
+        softmax_state=softmax_state.data_ptr(),
         grad_lse=0 if grad_lse is None else grad_lse.data_ptr(),
         grad_q=strided(grad_q),
         grad_k=strided(grad_k),

@@ -33,31 +33,35 @@ struct TileScratch {
   float* acc_o;  // (head_dim_v rounded up to kLanes, query)
 };
 
-// The running softmax of a tile, in powers of two: p = 2^(scale_log2 * score - base).
+// 2^exponent of one reference against a larger one: brings what was summed by it to the other.
+// Exactly 1 if it stays: exp2(0) is not, and would fade early keys block by block.
+DROPE_INLINE Vec rescale(Vec reference, Vec earlier, Vec scale_log2) {
+  return select(equal(earlier, reference), broadcast(1.0f),
+                exp2(exponent(earlier, reference, scale_log2, zero())));
+}
+
+// The running softmax of a tile: p = 2^exponent of each score against row_max.
 template <int kVecCount>
 struct Softmax {
-  Vec scale_log2[kVecCount];
-  Vec row_max[kVecCount];  // of unscaled scores; -inf while a row has seen no key
-  Vec base[kVecCount];     // scale_log2 * row_max
+  Vec scale[kVecCount];       // logit scales
+  Vec scale_log2[kVecCount];  // from differences of t to exponents
+  Vec row_max[kVecCount];     // of scores t; -inf while a row has seen no key
   Vec row_sum[kVecCount];
 
-  DROPE_INLINE void reset() {
-    for (int v = 0; v < kVecCount; ++v) {
-      row_max[v] = base[v] = broadcast(-kInfinity);
-      row_sum[v] = zero();
-    }
+  DROPE_INLINE void start(int v, Vec logit_scale, float softcap) {
+    scale[v] = logit_scale;
+    scale_log2[v] = scale_to_log2(logit_scale, softcap);
+    row_max[v] = broadcast(-kInfinity);
+    row_sum[v] = zero();
   }
 
-  // After new row maxima: the base to subtract, finite also for rows without keys, and in
+  // After new row maxima: the reference of exponents, finite also for rows without keys, and in
   // row_scale the factor that brings earlier sums to it.
-  DROPE_INLINE Vec rebase(int v, Vec& row_scale) {
-    const Vec none = broadcast(-kInfinity);
-    const Vec scaled = scale_log2[v] * row_max[v];
-    const Vec new_base = select(equal(row_max[v], none), zero(), scaled);
-    // Exactly 1 while the base stays: exp2(0) is not, and would fade early keys block by block.
-    row_scale = select(equal(base[v], new_base), broadcast(1.0f), exp2(base[v] - new_base));
-    base[v] = select(equal(row_max[v], none), none, scaled);
-    return new_base;
+  DROPE_INLINE Vec rebase(int v, Vec earlier_max, Vec& row_scale) const {
+    const Vec no_key = broadcast(-kInfinity);
+    const Vec reference = select(equal(row_max[v], no_key), zero(), row_max[v]);
+    row_scale = rescale(reference, earlier_max, scale_log2[v]);
+    return reference;
   }
 };
 
@@ -95,17 +99,19 @@ DROPE_INLINE void score_keys(int64_t begin, int64_t end, KeyRange unmasked,
   for (int v = kFirst; v < kVecCount; ++v) row_max[v] = max_s[v];
 }
 
-// Replaces scores s by tanh(s * scale / softcap), masked ones stay -inf. Of row_max only
+// Replaces products of q and k by capped scores, masked ones stay -inf. Of row_max only
 // `earlier_max` knows of capped scores before this.
 template <int kVecCount>
-void cap_scores(const int64_t (&vec_keys)[kVecCount], const Vec (&cap_scale)[kVecCount], float* p,
-                const Vec (&earlier_max)[kVecCount], Vec (&row_max)[kVecCount]) {
+void cap_scores(const int64_t (&vec_keys)[kVecCount], const Vec (&scale)[kVecCount], float softcap,
+                float* p, const Vec (&earlier_max)[kVecCount], Vec (&row_max)[kVecCount]) {
+  const Vec inverse_softcap = broadcast(1.0f / softcap);
   for (int v = 0; v < kVecCount; ++v) {
     row_max[v] = earlier_max[v];
     for (int64_t key = 0; key < vec_keys[v]; ++key) {
       float* scores = p + (key * kVecCount + v) * kLanes;
       const Vec s = load(scores);
-      const Vec capped = select(equal(s, broadcast(-kInfinity)), s, tanh(s * cap_scale[v]));
+      const Vec capped =
+          select(equal(s, broadcast(-kInfinity)), s, cap_score(s, scale[v], inverse_softcap));
       row_max[v] = max(row_max[v], capped);
       store(scores, capped);
     }
@@ -114,14 +120,14 @@ void cap_scores(const int64_t (&vec_keys)[kVecCount], const Vec (&cap_scale)[kVe
 
 // Scores of `num_keys` keys of one vector of queries become probabilities in words of Dot.
 template <class Dot, int kVecCount>
-DROPE_INLINE Vec exponentiate(int64_t num_keys, Vec scale_log2, Vec base, float* p) {
+DROPE_INLINE Vec exponentiate(int64_t num_keys, Vec scale_log2, Vec reference, float* p) {
   constexpr int64_t kQueries = kVecCount * kLanes;
-  const Vec negative_base = zero() - base;
   Vec even_sum = zero(), odd_sum = zero();
   const float* scores = p;
   for (int64_t key = 0; key < num_keys; key += 2, scores += 2 * kQueries) {
-    const Vec even = probability<Dot>(fma(scale_log2, load(scores), negative_base));
-    const Vec odd = probability<Dot>(fma(scale_log2, load(scores + kQueries), negative_base));
+    const Vec even = probability<Dot>(exponent(load(scores), reference, scale_log2, zero()));
+    const Vec odd =
+        probability<Dot>(exponent(load(scores + kQueries), reference, scale_log2, zero()));
     even_sum = even_sum + even;
     odd_sum = odd_sum + odd;
     p = Dot::store_rows(p, kQueries, even, odd);
@@ -171,13 +177,6 @@ void attend(const PackedHead& head, const TileRange<kVecCount>& range, float sof
             Softmax<kVecCount>& softmax, const TileScratch& tile) {
   constexpr int64_t kQueries = kVecCount * kLanes;
   std::memset(tile.acc_o, 0, static_cast<uint64_t>(head.v_dim * kQueries) * sizeof(float));
-  Vec cap_scale[kVecCount];
-  if (softcap > 0.0f) {
-    for (int v = 0; v < kVecCount; ++v) {
-      cap_scale[v] = softmax.scale_log2[v] * broadcast(kLn2 / softcap);
-      softmax.scale_log2[v] = broadcast(kLog2E * softcap);
-    }
-  }
   for (int64_t block = range.any.begin / kBlockKv * kBlockKv; block < range.any.end;
        block += kBlockKv) {
     const int64_t first_key = std::max(block, range.any.begin / kRows * kRows);
@@ -203,12 +202,14 @@ void attend(const PackedHead& head, const TileRange<kVecCount>& range, float sof
     if constexpr (kVecCount > 2) {
       score_keys<Dot, 2>(vec_keys[1], vec_keys[2], unmasked, mask, k, head.k_words, tile, row_max);
     }
-    if (softcap > 0.0f) cap_scores(vec_keys, cap_scale, tile.p, earlier_max, row_max);
+    if (softcap > 0.0f) {
+      cap_scores(vec_keys, softmax.scale, softcap, tile.p, earlier_max, row_max);
+    }
 
     Vec row_scale[kVecCount];
     for (int i = 0; i < kVecCount; ++i) {
-      const Vec base = softmax.rebase(i, row_scale[i]);
-      const Vec sum = exponentiate<Dot, kVecCount>(vec_keys[i], softmax.scale_log2[i], base,
+      const Vec reference = softmax.rebase(i, earlier_max[i], row_scale[i]);
+      const Vec sum = exponentiate<Dot, kVecCount>(vec_keys[i], softmax.scale_log2[i], reference,
                                                    tile.p + i * kLanes);
       softmax.row_sum[i] = fma(softmax.row_sum[i], row_scale[i], sum);
     }

@@ -20,7 +20,7 @@ DROPE_INLINE BackwardTile<Dot> empty_tile(const AttentionBackwardParams& p) {
   BackwardTile<Dot> tile{};
   tile.head_dim = p.head_dim;
   tile.head_dim_v = p.head_dim_v;
-  tile.capped = p.softcap > 0.0f;
+  tile.softcap = p.softcap;
   return tile;
 }
 

@@ -59,15 +59,8 @@ DROPE_INLINE Matrix<Element> only_rows(const Matrix<Element>& x, KeyRange rows) 
   return {x.data + rows.begin * x.stride_row, x.stride_row, rows.end - rows.begin, x.dim};
 }
 
-DROPE_INLINE float scale_of_row(const AttentionParams& p, int64_t batch, int64_t head,
-                                int64_t row) {
-  if (p.scale_rows == nullptr) return p.scale;
-  return p.scale_rows[batch * p.stride_scale_batch + head * p.stride_scale_head +
-                      row * p.stride_scale_row];
-}
-
 // The terms of every query of a tile. Queries past the end and queries that saw no key get
-// minus_lse_log2 = -inf: their probabilities, and with them all they add to, are exactly 0.
+// minus_log2_sum = -inf: their probabilities, and with them all they add to, are exactly 0.
 template <class Element, class Dot>
 void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
                     const BackwardTile<Dot>& tile) {
@@ -76,21 +69,27 @@ void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
                        rows.head * p.stride_out_head;
   const Matrix<Element> grad_out = grad_out_matrix<Element>(p, rows);
   const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q;
+  const float* const references = p.softmax_state + head_row;
+  const float* const log2_sums = references + p.batch * p.num_heads_q * p.seqlen_q;
   for (int64_t i = 0; i < kBlockQ; ++i) {
     const int64_t row = rows.first + i;
-    const bool empty = row >= p.seqlen_q || p.lse[head_row + row] == -kInfinity;
+    const bool empty = row >= p.seqlen_q || log2_sums[row] == kInfinity;
     tile.scale[i] = row < p.seqlen_q ? scale_of_row(p, rows.batch, rows.head, row) : 0.0f;
-    tile.score_log2[i] = kLog2E * (tile.capped ? p.softcap : tile.scale[i]);
-    tile.cap_scale[i] = tile.capped ? tile.scale[i] / p.softcap : 0.0f;
-    tile.minus_lse_log2[i] = empty ? -kInfinity : -kLog2E * p.lse[head_row + row];
+    tile.reference[i] = 0.0f;
+    tile.minus_log2_sum[i] = -kInfinity;
     tile.minus_delta[i] = 0.0f;
     if (empty) continue;
+    tile.reference[i] = (p.softcap > 0.0f ? kCapUnit : 1.0f) * references[row];
+    tile.minus_log2_sum[i] = -log2_sums[row];
     const float grad_lse = p.grad_lse != nullptr ? p.grad_lse[head_row + row] : 0.0f;
     const float delta =
         dot_rows<Element, Element>(out + row * p.stride_out_row,
                                    grad_out.data + row * grad_out.stride_row, p.head_dim_v) -
         grad_lse;
     tile.minus_delta[i] = -tile.scale[i] * delta;
+  }
+  for (int64_t i = 0; i < kBlockQ; i += kLanes) {
+    store(tile.scale_log2 + i, scale_to_log2(load(tile.scale + i), p.softcap));
   }
 }
 
@@ -140,7 +139,7 @@ void store_queries(const AttentionBackwardParams& p, const QueryRows& rows,
                                grad_q + row * p.stride_grad_q_row);
       if (p.grad_scale == nullptr) continue;
       const float* q_row_grad = stage[i];
-      const bool empty = tile.minus_lse_log2[first + i] == -kInfinity;
+      const bool empty = tile.minus_log2_sum[first + i] == -kInfinity;
       p.grad_scale[head_row + row] =
           empty ? 0.0f
                 : dot_rows<Element, Float32>(q.data + row * q.stride_row, q_row_grad, p.head_dim) /

@@ -1,7 +1,7 @@
 // One tile of queries in the backward pass and its five products with a block of keys.
 //
 //   S = K Q^T, dP = V dO^T      lanes are queries, kRows keys at a time
-//   P = exp(S - lse)            dS = scale * P * (dP - delta)
+//   P = 2^(exponent(S) - L)     dS = scale * P * (dP - delta)
 //   dQ += K^T dS                lanes are queries
 //   dK += dS^T Q, dV += P^T dO  lanes are channels
 #pragma once
@@ -52,7 +52,7 @@ struct BackwardScores {
 template <class Dot>
 struct BackwardTile {
   int64_t head_dim, head_dim_v;
-  bool capped;
+  float softcap;  // 0: none
   TileRange<kMaxVecs> range;
 
   float* q_lanes;         // lanes (words(head_dim), kBlockQ)
@@ -61,9 +61,9 @@ struct BackwardTile {
   float* grad_out_rows;   // (kQueryWords, head_dim_v rounded up to kLanes)
   float* grad_q_lanes;    // (head_dim rounded up to kLanes, kBlockQ), summed over the kv loop
 
-  // Per query: P = exp2(score_log2 * s + minus_lse_log2), s = q.k or, capped, tanh(cap_scale *
-  // q.k); dS = P * (scale * dP + minus_delta).
-  float *score_log2, *minus_lse_log2, *cap_scale, *scale, *minus_delta;
+  // Per query: P = 2^exponent(t, reference, scale_log2, minus_log2_sum); dS = P * (scale * dP +
+  // minus_delta).
+  float *reference, *scale_log2, *minus_log2_sum, *scale, *minus_delta;
 
   DROPE_INLINE int64_t channels() const { return round_up(head_dim, kLanes); }
   DROPE_INLINE int64_t channels_v() const { return round_up(head_dim_v, kLanes); }
@@ -80,7 +80,7 @@ struct BackwardTile {
     take(q_rows, kQueryWords<Dot> * channels());
     take(grad_out_rows, kQueryWords<Dot> * channels_v());
     take(grad_q_lanes, channels() * kBlockQ);
-    for (float** row : {&score_log2, &minus_lse_log2, &cap_scale, &scale, &minus_delta}) {
+    for (float** row : {&reference, &scale_log2, &minus_log2_sum, &scale, &minus_delta}) {
       take(*row, kBlockQ);
     }
     return size;
@@ -111,21 +111,26 @@ template <class Dot, int kFirst>
 DROPE_INLINE void probabilities(const BackwardTile<Dot>& tile, int64_t key,
                                 const BlockMask<kMaxVecs>* mask, float* p_rows,
                                 Vec (&acc_s)[kRows][kMaxVecs], Vec (&weight)[kRows][kMaxVecs]) {
-  const bool capped = tile.capped;
+  const bool capped = tile.softcap > 0.0f;
   if (capped) {
+    const Vec inverse_softcap = broadcast(1.0f / tile.softcap);
     for (int r = 0; r < kRows; ++r) {
       for (int v = kFirst; v < kMaxVecs; ++v) {
-        acc_s[r][v] = tanh(acc_s[r][v] * load(tile.cap_scale + v * kLanes));
-        weight[r][v] = broadcast(1.0f) - acc_s[r][v] * acc_s[r][v];
+        acc_s[r][v] = cap_score(acc_s[r][v], load(tile.scale + v * kLanes), inverse_softcap);
+        const Vec tanh_s = acc_s[r][v] * broadcast(1.0f / kCapUnit);
+        weight[r][v] = broadcast(1.0f) - tanh_s * tanh_s;
       }
     }
   }
 #pragma GCC unroll 8
   for (int v = kFirst; v < kMaxVecs; ++v) {
-    const Vec score_log2 = load(tile.score_log2 + v * kLanes);
-    const Vec minus_lse_log2 = load(tile.minus_lse_log2 + v * kLanes);
+    const Vec reference = load(tile.reference + v * kLanes);
+    const Vec scale_log2 = load(tile.scale_log2 + v * kLanes);
+    const Vec minus_log2_sum = load(tile.minus_log2_sum + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc_s[r][v] = fma(acc_s[r][v], score_log2, minus_lse_log2);
+    for (int r = 0; r < kRows; ++r) {
+      acc_s[r][v] = exponent(acc_s[r][v], reference, scale_log2, minus_log2_sum);
+    }
   }
   if (mask != nullptr) {
     for (int r = 0; r < kRows; ++r) {

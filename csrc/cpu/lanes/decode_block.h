@@ -27,11 +27,10 @@ struct BlockRows {
   Row<Element> k[kDecodeKeys], v[kDecodeKeys + 1];
 };
 
-// One query on its way through the keys. Lanes are keys: those of row_max and base agree, those of
-// row_sum add.
+// One query on its way through the keys. Lanes are keys: those of row_max agree, those of row_sum
+// add.
 struct QueryState {
   Softmax<1> softmax;
-  Vec cap_scale;
   KeyRange visible;
   float row_scale;  // what acc_o is multiplied by before more is added
 };
@@ -162,17 +161,18 @@ DROPE_INLINE void softmax_row(QueryState& state, float softcap, int64_t num_vecs
   Softmax<1>& softmax = state.softmax;
   Vec max_s[1] = {broadcast(-kInfinity)};
   if (softcap > 0.0f) {
-    cap_scores<1>({num_vecs}, {state.cap_scale}, s, {max_s[0]}, max_s);
+    cap_scores<1>({num_vecs}, softmax.scale, softcap, s, {max_s[0]}, max_s);
   } else {
     for (int64_t v = 0; v < num_vecs; ++v) max_s[0] = max(max_s[0], load(s + v * kLanes));
   }
-  softmax.row_max[0] = max(softmax.row_max[0], broadcast(max_lanes(max_s[0])));
+  const Vec earlier_max = softmax.row_max[0];
+  softmax.row_max[0] = max(earlier_max, broadcast(max_lanes(max_s[0])));
   Vec row_scale;
-  const Vec base = softmax.rebase(0, row_scale);
+  const Vec reference = softmax.rebase(0, earlier_max, row_scale);
   Vec sum = zero();
   for (int64_t v = 0; v < num_vecs; ++v) {
-    const Vec scaled = fma(softmax.scale_log2[0], load(s + v * kLanes), zero() - base);
-    const Vec p = probability<Dot>(scaled);
+    const Vec t = load(s + v * kLanes);
+    const Vec p = probability<Dot>(exponent(t, reference, softmax.scale_log2[0], zero()));
     sum = sum + p;
     Dot::store_elements(s, v * kLanes, p);
   }

@@ -219,14 +219,7 @@ class DecodeSplits {
       }
       QueryState& state = tile.state[query];
       state.visible = visible.of_query(row);
-      state.softmax.reset();
-      const float scale =
-          p_.scale_rows == nullptr
-              ? p_.scale
-              : p_.scale_rows[batch * p_.stride_scale_batch + head * p_.stride_scale_head +
-                              row * p_.stride_scale_row];
-      state.softmax.scale_log2[0] = broadcast(kLog2E * (p_.softcap > 0.0f ? p_.softcap : scale));
-      state.cap_scale = broadcast(scale / p_.softcap);
+      state.softmax.start(0, broadcast(scale_of_row(p_, batch, head, row)), p_.softcap);
     }
   }
 
@@ -262,15 +255,15 @@ class DecodeSplits {
     repeat_last_key(rows);
   }
 
-  // A part is acc_o, then base and row_sum of each query.
+  // A part is acc_o, then row_max and row_sum of each query.
   void store_part(const GroupTile& tile, float* part) const {
     std::memcpy(part, tile.acc_o, static_cast<uint64_t>(plan_.o_size) * sizeof(float));
     part += plan_.o_size;
     for (int64_t query = 0; query < tile.num_queries; ++query) {
       const Softmax<1>& softmax = tile.state[query].softmax;
-      alignas(64) float bases[kLanes];
-      store(bases, softmax.base[0]);
-      part[query] = bases[0];
+      alignas(64) float maxima[kLanes];
+      store(maxima, softmax.row_max[0]);
+      part[query] = maxima[0];
       part[round_up(tile.num_queries, kLanes) + query] = sum_lanes(softmax.row_sum[0]);
     }
   }
@@ -285,26 +278,26 @@ class DecodeSplits {
 
   void merge_query(int64_t batch, int64_t kv_head, int64_t query, int64_t num_splits) const {
     const float* const parts = part(batch, kv_head, 0);
-    const float* const bases = parts + plan_.o_size + query;
-    const float* const sums = bases + round_up(plan_.num_queries, kLanes);
+    const float* const maxima = parts + plan_.o_size + query;
+    const float* const sums = maxima + round_up(plan_.num_queries, kLanes);
     const int64_t stride = plan_.part_size();
-    float base = -kInfinity;  // the largest; NaN if one is
+    const int64_t group = p_.num_heads_q / p_.num_heads_kv;
+    const int64_t head = kv_head * group + query / p_.seqlen_q, row = query % p_.seqlen_q;
+    const float scale = scale_of_row(p_, batch, head, row);
+    float row_max = -kInfinity;  // the largest; NaN if one is
     for (int64_t split = 0; split < num_splits; ++split) {
-      if (!(bases[split * stride] <= base)) base = bases[split * stride];
+      if (!(maxima[split * stride] <= row_max)) row_max = maxima[split * stride];
     }
-    // Exactly 1 where the base is the largest: exp2(0) is not.
     const auto weight = [&](int64_t split) {
-      const Vec own = broadcast(bases[split * stride]), all = broadcast(base);
-      return select(equal(own, all), broadcast(1.0f), exp2(own - all));
+      return rescale(broadcast(row_max), broadcast(maxima[split * stride]),
+                     scale_to_log2(broadcast(scale), p_.softcap));
     };
-    const auto is_empty = [&](int64_t split) { return bases[split * stride] == -kInfinity; };
+    const auto is_empty = [&](int64_t split) { return maxima[split * stride] == -kInfinity; };
     Vec sum = zero();
     for (int64_t split = 0; split < num_splits; ++split) {
       if (!is_empty(split)) sum = fma(weight(split), broadcast(sums[split * stride]), sum);
     }
     const Vec inverse = select(equal(sum, zero()), zero(), broadcast(1.0f) / sum);
-    const int64_t group = p_.num_heads_q / p_.num_heads_kv;
-    const int64_t head = kv_head * group + query / p_.seqlen_q, row = query % p_.seqlen_q;
     auto* out = static_cast<Storage*>(p_.out) + batch * p_.stride_out_batch +
                 head * p_.stride_out_head + row * p_.stride_out_row;
     constexpr int64_t kGroup = kLanes * Dot::kDepth;
@@ -328,7 +321,8 @@ class DecodeSplits {
     }
     float total[kLanes];
     store(total, sum);
-    p_.lse[(batch * p_.num_heads_q + head) * p_.seqlen_q + row] = base * kLn2 + std::log(total[0]);
+    p_.lse[(batch * p_.num_heads_q + head) * p_.seqlen_q + row] =
+        RowSoftmax{row_max, total[0]}.lse(scale, p_.softcap);
   }
 
   const AttentionDecodeParams& p_;

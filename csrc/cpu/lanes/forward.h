@@ -3,7 +3,7 @@
 //   pack k, rotated, and v once per kv head
 //   for each tile of queries: pack q, rotated
 //     for each kv block: scores, mask, softmax update, accumulate      (attend.h)
-//     divide by the row sums, store out and lse
+//     divide by the row sums, store out, lse and what backward needs of the softmax
 #pragma once
 
 #include <cmath>
@@ -15,6 +15,15 @@
 
 namespace drope::DROPE_ISA {
 
+inline void store_row_state(const AttentionForwardParams& p, int64_t batch, int64_t head,
+                            int64_t query, const RowSoftmax& softmax) {
+  const int64_t row = (batch * p.num_heads_q + head) * p.seqlen_q + query;
+  p.lse[row] = softmax.lse(scale_of_row(p, batch, head, query), p.softcap);
+  if (p.softmax_state == nullptr) return;
+  p.softmax_state[row] = softmax.reference(p.softcap);
+  p.softmax_state[p.batch * p.num_heads_q * p.seqlen_q + row] = softmax.log2_sum();
+}
+
 // Normalises a tile and stores the rows that exist: out (query, channel) from acc_o (channel,
 // query).
 template <class Element, int kVecCount>
@@ -23,16 +32,15 @@ void store_tile(const AttentionForwardParams& p, int64_t batch, int64_t head, in
   constexpr int64_t kQueries = kVecCount * kLanes;
   auto* out = static_cast<typename Element::Storage*>(p.out) + batch * p.stride_out_batch +
               head * p.stride_out_head;
-  float* lse = p.lse + (batch * p.num_heads_q + head) * p.seqlen_q;
   for (int v = 0; v < kVecCount; ++v) {
     const int64_t query = first_query + v * kLanes;
     const int rows = static_cast<int>(std::min<int64_t>(kLanes, p.seqlen_q - query));
     const Vec sum = softmax.row_sum[v];
     const Vec inverse = select(equal(sum, zero()), zero(), broadcast(1.0f) / sum);
-    float sums[kLanes], bases[kLanes];
+    float sums[kLanes], maxima[kLanes];
     store(sums, sum);
-    store(bases, softmax.base[v]);
-    for (int i = 0; i < rows; ++i) lse[query + i] = bases[i] * kLn2 + std::log(sums[i]);
+    store(maxima, softmax.row_max[v]);
+    for (int i = 0; i < rows; ++i) store_row_state(p, batch, head, query + i, {maxima[i], sums[i]});
     for (int64_t channel = 0; channel < p.head_dim_v; channel += kLanes) {
       Vec block[kLanes];
 #pragma GCC unroll 16
@@ -249,9 +257,8 @@ class Forward {
     const PackedHead packed = packed_head(batch, slot);
     const TileRange<kVecCount> range(p_, batch, query, packed.origin);
     Softmax<kVecCount> softmax;
-    softmax.reset();
     for (int v = 0; v < kVecCount; ++v) {
-      softmax.scale_log2[v] = broadcast(kLog2E) * query_scales(p_, batch, head, query + v * kLanes);
+      softmax.start(v, query_scales(p_, batch, head, query + v * kLanes), p_.softcap);
     }
     attend<Dot>(packed, range, p_.softcap, softmax, tile);
     store_tile<Element>(p_, batch, head, query, softmax, tile.acc_o);

@@ -1,7 +1,8 @@
-// Powers of two and tanh, lane by lane, and the running maximum and sum of a softmax.
+// Powers of two and tanh, lane by lane, and what scores are to a softmax: t, and its exponent of 2.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -54,14 +55,48 @@ DROPE_INLINE Vec tanh(Vec x) {
   return copy_sign(expm1 / (expm1 + broadcast(2.0f)), x);
 }
 
+// --- scores and their exponents ------------------------------------------------------------------
+//
+// Of a row with logit scale c, a score t is the product q.k, or with a softcap 2 tanh(c q.k /
+// softcap). Forward and backward form it by the same operations, so that its bits are the same, and
+// take its exponent against the same reference, the row's maximum of t: ratios of probabilities and
+// their sum are exact however large the scores are.
+
+// scale_log2, from differences of t to exponents. The 2 of a capped t keeps it finite for every
+// softcap; it is of the kernels alone, softmax_state counts a in tanh.
+inline constexpr float kCapUnit = 2.0f;
+DROPE_INLINE Vec scale_to_log2(Vec scale, float softcap) {
+  return softcap > 0.0f ? broadcast(kLog2E / kCapUnit * softcap) : broadcast(kLog2E) * scale;
+}
+
+// The capped t of a product. Two products, as scale / softcap may be too small for a float.
+DROPE_INLINE Vec cap_score(Vec product, Vec scale, Vec inverse_softcap) {
+  return broadcast(kCapUnit) * tanh(product * scale * inverse_softcap);
+}
+
+// The power of 2 that a score t contributes, less log2_sum, all of a row: 0 in forward, in backward
+// what makes it the probability. The difference first: it is exact near the reference and never
+// above 0, and its product with the factor rounds what remains, however large t is. An fma for both
+// passes: it costs what the product alone would, and rounds no more.
+DROPE_INLINE Vec exponent(Vec t, Vec reference, Vec scale_log2, Vec minus_log2_sum) {
+  return fma(scale_log2, t - reference, minus_log2_sum);
+}
+
+// Logit scale of one query.
+DROPE_INLINE float scale_of_row(const AttentionParams& p, int64_t batch, int64_t head,
+                                int64_t row) {
+  if (p.scale_rows == nullptr) return p.scale;
+  return p.scale_rows[batch * p.stride_scale_batch + head * p.stride_scale_head +
+                      row * p.stride_scale_row];
+}
+
 // The logit scales of queries [query, query + kLanes); lanes past the last query repeat it.
 DROPE_INLINE Vec query_scales(const AttentionParams& p, int64_t batch, int64_t head,
                               int64_t query) {
   if (p.scale_rows == nullptr) return broadcast(p.scale);
-  const float* rows = p.scale_rows + batch * p.stride_scale_batch + head * p.stride_scale_head;
   alignas(64) float scales[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    scales[i] = rows[std::min(query + i, p.seqlen_q - 1) * p.stride_scale_row];
+    scales[i] = scale_of_row(p, batch, head, std::min(query + i, p.seqlen_q - 1));
   }
   return load(scales);
 }
@@ -75,5 +110,23 @@ DROPE_INLINE Vec probability(Vec log2_p) {
     return exp2(log2_p);
   }
 }
+
+// What is left of the row of one query when its softmax is done: the largest t, the sum of 2^
+// exponent. A row that saw no key has -inf and 0.
+struct RowSoftmax {
+  float row_max, row_sum;
+
+  bool empty() const { return row_max == -kInfinity; }
+  float log2_sum() const { return empty() ? kInfinity : std::log2(row_sum); }
+  // softmax_state's a.
+  float reference(float softcap) const {
+    return empty() ? 0.0f : softcap > 0.0f ? row_max / kCapUnit : row_max;
+  }
+  // The natural logarithm, rounded once it is whole: for users, never for a gradient.
+  float lse(float scale, float softcap) const {
+    if (empty()) return -kInfinity;
+    return std::fma(softcap > 0.0f ? softcap : scale, reference(softcap), kLn2 * log2_sum());
+  }
+};
 
 }  // namespace drope::DROPE_ISA
