@@ -73,9 +73,12 @@ class TritonBackend:
 
     def forward(
         self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
-        results: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state (2, B, Hq, Sq), rotated q and k.
+
+        The last three have size 0 unless kept.
+        """
+        results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
         results = _launcher("forward").forward(inputs, save_prepared=save_prepared)
         return results
 
@@ -83,7 +86,7 @@ class TritonBackend:
         self,
         inputs: AttentionInputs,
         out: Tensor,
-        lse: Tensor,
+        softmax_state: Tensor,
         grad_out: Tensor,
         grad_lse: Tensor | None,
         *,
@@ -95,7 +98,7 @@ class TritonBackend:
         """
         results: tuple[Tensor, Tensor, Tensor, Tensor]
         results = _launcher("backward").backward(
-            inputs, out, lse, grad_out, grad_lse, need_grad_scale=need_grad_scale
+            inputs, out, softmax_state, grad_out, grad_lse, need_grad_scale=need_grad_scale
         )
         return results
 

@@ -37,18 +37,23 @@ from drope_kernels.spec.spec import AttentionInputs
 
 def forward(
     inputs: AttentionInputs, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state (2, B, Hq, Sq), rotated q and k.
+
+    The last three have size 0 unless kept, rotated ones where nothing rotates too.
+    """
     q, k, v, rotation = inputs.q, inputs.k, inputs.v, inputs.rotation
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    softmax_state = lse.new_empty((2, *lse.shape) if save_prepared else (0,))
     keep = save_prepared and rotation is not None
     q_prepared = q.new_empty(q.shape if keep else (0,))
     with on_device_of(q):
         k_prepared = k if rotation is None else prepare_keys(inputs)
         if lse.numel():
-            attend(inputs, k_prepared, out, lse, q_prepared if keep else None)
-    return out, lse, q_prepared, k_prepared if keep else q.new_empty(0)
+            state = softmax_state if save_prepared else None
+            attend(inputs, k_prepared, out, lse, state, q_prepared if keep else None)
+    return out, lse, softmax_state, q_prepared, k_prepared if keep else q.new_empty(0)
 
 
 def prepare_keys(inputs: AttentionInputs) -> Tensor:
@@ -77,9 +82,14 @@ def prepare_keys(inputs: AttentionInputs) -> Tensor:
 
 
 def attend(
-    inputs: AttentionInputs, k: Tensor, out: Tensor, lse: Tensor, q_prepared: Tensor | None
+    inputs: AttentionInputs,
+    k: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    softmax_state: Tensor | None,
+    q_prepared: Tensor | None,
 ) -> None:
-    """Writes out, lse and q_prepared, None if nobody wants it; k is already rotated."""
+    """Writes out, lse and, None if nobody wants them, the others; k is already rotated."""
     q, k, v = short_rows(inputs.q), short_rows(k), short_rows(inputs.v)
     rotation = inputs.rotation
     if rotation is not None and q_prepared is None:
@@ -99,6 +109,7 @@ def attend(
         tma_of(v, config.BLOCK_KV, block_dim_v) if use_tma else None,
         rows_of(out),
         lse,
+        softmax_state,
         None if q_prepared is None else rows_of(q_prepared),
         unspecialized(shape),
         unspecialized(mask_params(inputs)),
