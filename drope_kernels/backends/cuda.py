@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drope_kernels import _C
 from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
+from drope_kernels.backends.lse_state import lse_of, state_of
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.spec.layout import (
     empty_grad_scale,
@@ -20,6 +21,7 @@ from drope_kernels.spec.layout import (
     empty_in_order_of,
     is_aligned,
 )
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cuda"
@@ -125,10 +127,8 @@ class CudaBackend:
             return f"it computes on {device} and the tensors are on {spec.device}."
         return self.unavailable() or self._no_kernel(spec.device_index) or _unsupported(spec)
 
-    def forward(
-        self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+    def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         q, k, v = inputs.q, inputs.k, inputs.v
         keep = save_prepared and inputs.rotation is not None
         out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
@@ -147,7 +147,7 @@ class CudaBackend:
         }
         tensors = [q, k, v, out, lse, q_prepared, k_prepared, *alive]
         self.launch("cuda_attention_forward", arguments, tensors)
-        return out, lse, q_prepared, k_prepared
+        return out, lse, state_of(lse, needed=save_prepared), q_prepared, k_prepared
 
     def _family(self, q: Tensor, v: Tensor) -> int:
         capability = self.capability(q.device.index or 0)
@@ -157,7 +157,7 @@ class CudaBackend:
         self,
         inputs: AttentionInputs,
         out: Tensor,
-        lse: Tensor,
+        softmax_state: Tensor,
         grad_out: Tensor,
         grad_lse: Tensor | None,
         *,
@@ -168,8 +168,9 @@ class CudaBackend:
         inputs.q and inputs.k are the rotated ones where the call rotates.
         """
         grads = empty_gradients(inputs, out)
-        grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
-        out, grad_out, lse = _aligned(out), _aligned(grad_out), lse.contiguous()
+        grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
+        out, grad_out = _aligned(out), _aligned(grad_out)
+        lse = lse_of(softmax_state).contiguous()
         arguments, alive = call_arguments(inputs)
         if grad_lse is not None:
             alive.append(grad_lse.contiguous())

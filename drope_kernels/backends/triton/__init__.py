@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels.backends.triton.params import MAX_SEQLEN
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "triton"
@@ -71,14 +72,9 @@ class TritonBackend:
             reason = _too_old(spec.device_index)
         return reason or _unsupported(spec)
 
-    def forward(
-        self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state (2, B, Hq, Sq), rotated q and k.
-
-        The last three have size 0 unless kept.
-        """
-        results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
+        results: ForwardResults
         results = _launcher("forward").forward(inputs, save_prepared=save_prepared)
         return results
 

@@ -61,7 +61,7 @@ def backward(
     inputs.q and inputs.k are the rotated ones where the call rotates.
     """
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
-    grad_scale = empty_grad_scale(inputs, softmax_state[0], needed=need_grad_scale)
+    grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
     with on_device_of(out):
         call = _Call(inputs, short_rows(grad_out))
         if softmax_state.numel():

@@ -40,7 +40,7 @@ from drope_kernels.backends.triton.params import (
     shape_params,
 )
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.layout import empty_in_order_of, empty_lse
 from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 COPY_BLOCK = 32
@@ -52,7 +52,7 @@ def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
     """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
     q = inputs.q
     out = empty_in_order_of(q, (*q.shape[:3], inputs.v_cache.shape[3]))
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    lse = empty_lse(q)
     if q.shape[0]:
         with on_device_of(q):
             num_keys = _append(inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from drope_kernels.backends.triton.config import ForwardConfig, forward_config, prepare_config
@@ -31,21 +30,17 @@ from drope_kernels.backends.triton.params import (
 from drope_kernels.backends.triton.prepare import prepare_kernel
 from drope_kernels.backends.triton.schedule import TileSchedule, tile_schedule
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.layout import empty_in_order_of, empty_lse, empty_softmax_state
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs
 
 
-def forward(
-    inputs: AttentionInputs, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state (2, B, Hq, Sq), rotated q and k.
-
-    The last three have size 0 unless kept, rotated ones where nothing rotates too.
-    """
+def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (size 0 unless kept)."""
     q, k, v, rotation = inputs.q, inputs.k, inputs.v, inputs.rotation
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    softmax_state = lse.new_empty((2, *lse.shape) if save_prepared else (0,))
+    lse = empty_lse(q)
+    softmax_state = empty_softmax_state(q, needed=save_prepared)
     keep = save_prepared and rotation is not None
     q_prepared = q.new_empty(q.shape if keep else (0,))
     with on_device_of(q):

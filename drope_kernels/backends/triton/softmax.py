@@ -13,10 +13,13 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# The row_max of a row that has seen no key. No score is below it, so one that equals it is right
+# too; and it has differences, where -inf - -inf is NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 class Softmax(NamedTuple):
-    row_max: tl.tensor  # (BLOCK_Q,) the largest t so far; -inf: none
+    row_max: tl.tensor  # (BLOCK_Q,) the largest t so far, or LOWEST
     row_sum: tl.tensor  # (BLOCK_Q,) of p
 
 
@@ -60,16 +63,15 @@ def exponent(t, row_max, scale_log2):
 
 @triton.jit
 def new_softmax(BLOCK_Q: tl.constexpr):
-    return Softmax(tl.full((BLOCK_Q,), float("-inf"), tl.float32), tl.zeros((BLOCK_Q,), tl.float32))
+    return Softmax(tl.full((BLOCK_Q,), LOWEST, tl.float32), tl.zeros((BLOCK_Q,), tl.float32))
 
 
 @triton.jit
 def weigh(row_max, t, scale_log2):
     """The p of scores t (BLOCK_Q, columns), what sums so far must be multiplied by, and row_max."""
     new_max = tl.maximum(row_max, tl.max(t, 1))
-    reference = tl.where(new_max == float("-inf"), 0.0, new_max)  # as -inf - -inf is NaN
-    row_scale = tl.exp2(exponent(row_max, reference, scale_log2))
-    p = tl.exp2(exponent(t, reference[:, None], scale_log2[:, None]))
+    row_scale = tl.exp2(exponent(row_max, new_max, scale_log2))
+    p = tl.exp2(exponent(t, new_max[:, None], scale_log2[:, None]))
     return p, row_scale, new_max
 
 
