@@ -29,7 +29,7 @@ class QueryTerms(NamedTuple):
     """A query besides its channels; each (BLOCK_Q,), (BLOCK_Q, 1) or (1, BLOCK_Q)."""
 
     row_max: tl.tensor  # with log2_sum what forward's softmax ended with
-    log2_sum: tl.tensor  # +inf where it sees no key, or is none: p is 0
+    log2_sum: tl.tensor  # +inf where it sees no key: p is 0
     delta: tl.tensor
     scale: tl.tensor
 

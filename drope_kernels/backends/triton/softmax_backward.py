@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from drope_kernels.backends.triton.delta import QueryTerms
-from drope_kernels.backends.triton.mask import mask_scores
+from drope_kernels.backends.triton.mask import is_visible
 from drope_kernels.backends.triton.softmax import LOG2_E, cap_scores, exponent, score_scale
 
 
@@ -17,19 +17,18 @@ from drope_kernels.backends.triton.softmax import LOG2_E, cap_scores, exponent, 
 def load_terms(
     terms, terms_tma, scale, shape, sequence, head, first, is_query, BLOCK_Q: tl.constexpr
 ):
-    """Terms of queries [first, first + BLOCK_Q) of the sequence; is_query None: each is a query."""
+    """Terms of queries [first, first + BLOCK_Q) of the sequence; is_query None: each is a query.
+
+    Of others row_max and log2_sum may be any bits: `probabilities` hides what comes of them.
+    """
     row_max = _load_term(terms, terms_tma, 0, shape, sequence, head, first, BLOCK_Q)
     log2_sum = _load_term(terms, terms_tma, 1, shape, sequence, head, first, BLOCK_Q)
     delta = _load_term(terms, terms_tma, 2, shape, sequence, head, first, BLOCK_Q)
     if scale.rows is not None:
         logit_scale = _load_term(terms, terms_tma, 3, shape, sequence, head, first, BLOCK_Q)
-        # 0 behind the last query: times a hidden score of -inf it would be NaN.
-        logit_scale = tl.where(logit_scale > 0.0, logit_scale, 1.0)
     else:
         logit_scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * scale.value
     if is_query is not None:
-        row_max = tl.where(is_query, row_max, 0.0)
-        log2_sum = tl.where(is_query, log2_sum, float("inf"))
         delta = tl.where(is_query, delta, 0.0)
         logit_scale = tl.where(is_query, logit_scale, 1.0)
     return QueryTerms(row_max, log2_sum, delta, logit_scale)
@@ -89,7 +88,8 @@ def probabilities(
     if HAS_SOFTCAP:
         t = cap_scores(acc_s, terms.scale, softcap)
         slope = 1.0 - t * t
-    if MASKED:
-        t = mask_scores(t, visible, first_column, t.shape[1])
     scale_log2 = score_scale(terms.scale, softcap, HAS_SOFTCAP) * LOG2_E
-    return tl.exp2(exponent(t, terms.row_max, scale_log2) - terms.log2_sum), slope
+    p = tl.exp2(exponent(t, terms.row_max, scale_log2) - terms.log2_sum)
+    if MASKED:  # p, not t, as row_max and log2_sum of what is no query may be NaN
+        p = tl.where(is_visible(visible, first_column, t.shape[1]), p, 0.0)
+    return p, slope

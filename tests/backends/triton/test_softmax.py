@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drope_kernels.backends.triton import softmax
 from drope_kernels.backends.triton.merge import merge_kernel
 from drope_kernels.backends.triton.params import ScaleParams, rows_of
 from drope_kernels.backends.triton.softmax import (
@@ -23,6 +24,8 @@ from drope_kernels.backends.triton.softmax import (
     new_softmax,
     update,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # of exponents, to -inf
 
 ROWS = CHANNELS = BLOCK = 16
 HIDDEN = float("-inf")
@@ -45,20 +48,20 @@ def attend_kernel(
 ):
     row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     scale = tl.load(scales + row)
-    softmax = new_softmax(ROWS)
+    state = new_softmax(ROWS)
     acc_o = tl.zeros((ROWS, BLOCK), tl.float32)
     for block in range(num_blocks):
         key = block * BLOCK + column
         t = tl.load(scores + row[:, None] * num_blocks * BLOCK + key[None, :])
-        p, row_scale, softmax = update(softmax, t, scale * LOG2_E)
+        p, row_scale, state = update(state, t, scale * LOG2_E)
         v = tl.load(values + key[:, None] * BLOCK + column[None, :])
         acc_o = tl.dot(p, v, acc_o * row_scale[:, None], input_precision="ieee")
-    state = finish(softmax, scale)
-    tl.store(out + row[:, None] * BLOCK + column[None, :], acc_o * state.inverse[:, None])
-    tl.store(states + row, state.row_max)
-    tl.store(states + ROWS + row, softmax.row_sum)
-    tl.store(states + 2 * ROWS + row, state.log2_sum)
-    tl.store(states + 3 * ROWS + row, state.lse)
+    end = finish(state, scale)
+    tl.store(out + row[:, None] * BLOCK + column[None, :], acc_o * end.inverse[:, None])
+    tl.store(states + row, end.row_max)
+    tl.store(states + ROWS + row, state.row_sum)
+    tl.store(states + 2 * ROWS + row, end.log2_sum)
+    tl.store(states + 3 * ROWS + row, end.lse)
 
 
 def attend(scores: Tensor, values: Tensor, scales: Tensor) -> Attended:
@@ -102,6 +105,19 @@ def test_softmax_is_exact_at_any_size(size: float) -> None:
     scores, values, scales = drawn(size, 3)
     got = attend(scores, values, scales)
     check((got.out, got.lse), exact(scores, values, scales))
+
+
+@triton.jit
+def fused_exponent(t, row_max, scale_log2):
+    return tl.fma(t, scale_log2, -scale_log2 * row_max)
+
+
+def test_a_fused_exponent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, values, scales = drawn(1e10, 3)
+    monkeypatch.setattr(softmax, "exponent", fused_exponent)
+    got = attend(scores, values, scales * 0.7)
+    with pytest.raises(AssertionError):
+        check((got.out, got.lse), exact(scores, values, scales * 0.7))
 
 
 @pytest.mark.parametrize("size", SIZES)
