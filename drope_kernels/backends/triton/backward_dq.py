@@ -19,7 +19,7 @@ from drope_kernels.backends.triton.block_range import (
     kv_blocks,
     nth_block,
 )
-from drope_kernels.backends.triton.delta import QueryTerms, query_index
+from drope_kernels.backends.triton.delta import QueryTerms
 from drope_kernels.backends.triton.grad_rows import restore
 from drope_kernels.backends.triton.rotary import query_positions
 from drope_kernels.backends.triton.rows import (
@@ -30,7 +30,7 @@ from drope_kernels.backends.triton.rows import (
     store_tile,
 )
 from drope_kernels.backends.triton.schedule import scheduled_tile
-from drope_kernels.backends.triton.sequence import work_tile
+from drope_kernels.backends.triton.sequence import query_index, work_tile
 from drope_kernels.backends.triton.softmax_backward import as_column, load_terms, probabilities
 from drope_kernels.backends.triton.unspecialized import plain_mask, plain_schedule, plain_shape
 

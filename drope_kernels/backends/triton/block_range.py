@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.sequence import FARTHEST, NO_LIMIT, clamp
+from drope_kernels.backends.triton.sequence import FARTHEST, clamp
 
 
 class IndexRange(NamedTuple):
@@ -36,10 +36,7 @@ def _keys_of_first(sequence, mask):
     index = tl.cast(sequence.q_start, tl.int64)
     begin = clamp(index - mask.behind, -FARTHEST, FARTHEST)
     end = clamp(index + mask.ahead, -FARTHEST, FARTHEST)
-    return IndexRange(
-        tl.where(mask.behind == NO_LIMIT, -FARTHEST, tl.cast(begin, tl.int32)),
-        tl.where(mask.ahead == NO_LIMIT, FARTHEST, tl.cast(end, tl.int32)),
-    )
+    return IndexRange(tl.cast(begin, tl.int32), tl.cast(end, tl.int32))
 
 
 @triton.jit

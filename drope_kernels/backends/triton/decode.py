@@ -25,12 +25,14 @@ from drope_kernels.backends.triton.pairs import (
 )
 from drope_kernels.backends.triton.rotary import query_positions
 from drope_kernels.backends.triton.rows import load_tile, store_tile
+from drope_kernels.backends.triton.sequence import num_queries
 from drope_kernels.backends.triton.softmax import (
     LOG2_E,
     cap_scores,
     finish,
     new_softmax,
     query_scale,
+    score_scale,
     update,
 )
 from drope_kernels.backends.triton.unspecialized import plain_mask, plain_shape
@@ -41,7 +43,8 @@ def decode_kernel(
     q,  # (batch, num_heads_q, seqlen_q, head_dim)
     cache,
     out,  # (num_splits * batch, num_heads_q, seqlen_q, head_dim_v)
-    lse,  # (num_splits * batch, num_heads_q, seqlen_q) contiguous, float32
+    lse,  # (batch, num_heads_q, seqlen_q) contiguous, float32; not written where there are parts
+    part_state,  # (2, num_splits, batch, num_heads_q, seqlen_q) likewise; None: one part
     num_keys,  # (batch,) int32: keys of each row; outside 0 .. capacity: it has no results
     shape,  # seqlen_kv is the capacity
     mask,
@@ -77,10 +80,8 @@ def decode_kernel(
         q_parts = rotate_pairs(q_parts, angles_at(position, turns, rotary.attention_factor))
         row_angles = angles_at(tl.arange(0, BLOCK_KV).to(tl.float32), turns, 1.0)
 
-    natural_scale = query_scale(scale, sequence, rows.head, rows.query, rows.is_row)
-    scale_log2 = natural_scale * LOG2_E
-    if HAS_SOFTCAP:
-        scale_log2 = tl.full((BLOCK_Q,), LOG2_E, tl.float32)
+    logit_scale = query_scale(scale, sequence.batch, rows.head, rows.query, rows.is_row)
+    natural_scale = score_scale(logit_scale, scale.softcap, HAS_SOFTCAP)
     keys = keys_of(sequence, mask, rows.query)
     tile_keys = keys_of_tile(sequence, mask, rows.first_query, BLOCK_Q)
     kv_blocks = kv_blocks_of(tile_keys, work.split, num_splits, BLOCK_KV)
@@ -109,24 +110,28 @@ def decode_kernel(
             k = rotate_pairs(k, sum_of_angles(row_angles, block_angles))
         acc_s = multiply_parts(q_parts, k, BLOCK_PAIRS, BLOCK_STILL, PRECISION)
         if HAS_SOFTCAP:
-            acc_s = cap_scores(acc_s, natural_scale, scale.softcap)
+            acc_s = cap_scores(acc_s, logit_scale[:, None], scale.softcap)
         if PAGE_SIZE > 0:  # who sees a key that is lost has no result
             is_lost = is_key & (places.is_there == 0)
             acc_s = tl.where(is_lost[None, :], float("nan"), acc_s)
         acc_s = mask_scores(acc_s, keys, kv_block * BLOCK_KV, BLOCK_KV)
-        p, row_scale, softmax = update(softmax, acc_s, scale_log2)
+        p, row_scale, softmax = update(softmax, acc_s, natural_scale * LOG2_E)
         acc_o = acc_o * row_scale[:, None]
         v_address, v_row = head_address(cache.v, kv_head), row_offsets(cache.v, places)
         v = load_tile(v_address, 1, v_row, places.is_there, channel_v, HEAD_DIM_V)
         acc_o = tl.dot(p.to(v.dtype), v, acc_o, input_precision=PRECISION)
 
-    inverse, row_lse = finish(softmax)
-    inverse = tl.where(work.fits, inverse, float("nan"))
-    row_lse = tl.where(work.fits, row_lse, float("nan"))
+    state = finish(softmax, natural_scale)
+    inverse = tl.where(work.fits, state.inverse, float("nan"))
     batch = work.split * shape.batch + sequence.batch
-    # A part without keys is its lse alone.
-    is_written = rows.is_row & (tl.where(row_lse > float("-inf"), 1, num_splits) == 1)
+    index = tl.cast(batch * shape.num_heads_q + rows.head, tl.int64) * shape.seqlen_q + rows.query
+    is_written = rows.is_row
+    if part_state is not None:
+        row_sum = tl.where(work.fits, softmax.row_sum, float("nan"))
+        is_written = rows.is_row & (row_sum != 0.0)  # a part without keys is its sum alone
+        tl.store(part_state + index, state.row_max, mask=rows.is_row)
+        tl.store(part_state + num_splits * num_queries(shape) + index, row_sum, mask=rows.is_row)
+    else:
+        tl.store(lse + index, tl.where(work.fits, state.lse, float("nan")), mask=rows.is_row)
     out_row = group_offsets(out, batch, rows)
     store_tile(out.ptr, 1, out_row, is_written, channel_v, acc_o * inverse[:, None], HEAD_DIM_V)
-    lse_row = tl.cast(batch * shape.num_heads_q + rows.head, tl.int64) * shape.seqlen_q
-    tl.store(lse + lse_row + rows.query, row_lse, mask=rows.is_row)

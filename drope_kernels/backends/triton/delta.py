@@ -12,15 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from drope_kernels.backends.triton.rows import load_tile, row_address
-from drope_kernels.backends.triton.sequence import work_tile
-from drope_kernels.backends.triton.softmax import LOG2_E, query_scale
+from drope_kernels.backends.triton.sequence import num_queries, query_index, work_tile
+from drope_kernels.backends.triton.softmax import query_scale
 from drope_kernels.backends.triton.unspecialized import plain_mask, plain_shape
 
 
 class SavedTerms(NamedTuple):
-    """Terms of queries in memory: minus_lse_log2, delta and, where it has rows, the scale."""
+    """Terms of queries in memory: row_max, log2_sum, delta and, where it has rows, the scale."""
 
-    ptr: Tensor  # (2 or 3, batch * num_heads_q, seqlen_q and a tile of any bits) float32
+    ptr: Tensor  # (3 or 4, batch * num_heads_q, seqlen_q and a tile of any bits) float32
     stride_term: int
     stride_head: int  # a multiple of 16: aligned
 
@@ -28,24 +28,18 @@ class SavedTerms(NamedTuple):
 class QueryTerms(NamedTuple):
     """A query besides its channels; each (BLOCK_Q,), (BLOCK_Q, 1) or (1, BLOCK_Q)."""
 
-    minus_lse_log2: tl.tensor  # -lse_i log2(e); -inf where it sees no key, or is none: p is 0
+    row_max: tl.tensor  # with log2_sum what forward's softmax ended with
+    log2_sum: tl.tensor  # +inf where it sees no key: p is 0
     delta: tl.tensor
     scale: tl.tensor
-
-
-@triton.jit
-def query_index(shape, sequence, head, query):
-    """Index of a query in contiguous arrays (batch, num_heads_q, seqlen_q)."""
-    head_row = tl.cast(sequence.batch * shape.num_heads_q + head, tl.int64)
-    return head_row * shape.seqlen_q + sequence.first_q + query
 
 
 @triton.jit(do_not_specialize=("num_tiles",))
 def delta_kernel(
     out,  # (batch, num_heads_q, seqlen_q, head_dim_v)
     grad_out,  # likewise
-    lse,  # (batch, num_heads_q, seqlen_q) contiguous, float32
-    grad_lse,  # likewise; None: 0
+    softmax_state,  # (2, batch, num_heads_q, seqlen_q) contiguous, float32
+    grad_lse,  # (batch, num_heads_q, seqlen_q) contiguous, float32; None: 0
     terms,
     shape,
     mask,
@@ -64,10 +58,12 @@ def delta_kernel(
     query = work.first + row
     is_query = query < sequence.seqlen_q
     index = query_index(shape, sequence, head, query)
-    row_lse = tl.load(lse + index, mask=is_query, other=float("-inf"))
+    row_max = tl.load(softmax_state + index, mask=is_query, other=0.0)
+    sums = softmax_state + num_queries(shape)
+    log2_sum = tl.load(sums + index, mask=is_query, other=float("inf"))
 
     # What belongs to a query that sees no key may be anything, NaN too: it is not read.
-    sees = row_lse != float("-inf")
+    sees = log2_sum != float("inf")
     channel = tl.arange(0, BLOCK_DIM_V)
     first_row = sequence.first_q + work.first
     o_address = row_address(out, sequence.batch, head, first_row)
@@ -80,9 +76,9 @@ def delta_kernel(
 
     head_row = tl.cast(sequence.batch * shape.num_heads_q + head, tl.int64)
     target = terms.ptr + head_row * terms.stride_head + sequence.first_q + query
-    minus_lse_log2 = tl.where(sees, row_lse * -LOG2_E, float("-inf"))
-    tl.store(target, minus_lse_log2, mask=is_query)
-    tl.store(target + terms.stride_term, delta, mask=is_query)
+    tl.store(target, row_max, mask=is_query)
+    tl.store(target + terms.stride_term, log2_sum, mask=is_query)
+    tl.store(target + 2 * terms.stride_term, delta, mask=is_query)
     if scale.rows is not None:
-        row_scale = query_scale(scale, sequence, head, query, is_query)
-        tl.store(target + 2 * terms.stride_term, row_scale, mask=is_query)
+        logit_scale = query_scale(scale, sequence.batch, head, sequence.first_q + query, is_query)
+        tl.store(target + 3 * terms.stride_term, logit_scale, mask=is_query)

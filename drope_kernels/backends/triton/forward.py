@@ -26,13 +26,14 @@ from drope_kernels.backends.triton.rows import (
     store_tile,
 )
 from drope_kernels.backends.triton.schedule import scheduled_tile
-from drope_kernels.backends.triton.sequence import work_tile
+from drope_kernels.backends.triton.sequence import num_queries, query_index, work_tile
 from drope_kernels.backends.triton.softmax import (
     LOG2_E,
     cap_scores,
     finish,
     new_softmax,
     query_scale,
+    score_scale,
     update,
 )
 from drope_kernels.backends.triton.unspecialized import plain_mask, plain_schedule, plain_shape
@@ -45,7 +46,7 @@ class Queries(NamedTuple):
     keys: IndexRange  # that each query sees
     tile_keys: IndexRange  # that any of them sees
     scale: tl.tensor  # (BLOCK_Q,)
-    scale_log2: tl.tensor  # (BLOCK_Q,) what turns scores, capped ones too, into powers of 2
+    scale_log2: tl.tensor  # (BLOCK_Q,) of t, capped or not
     softcap: tl.tensor
 
 
@@ -82,7 +83,7 @@ def attend(
         k_tile = load_block(k, kv_block, is_key, HEAD_DIM, BLOCK_KV, BLOCK_DIM)
         acc_s = tl.dot(queries.q, tl.trans(k_tile), input_precision=PRECISION)
         if HAS_SOFTCAP:
-            acc_s = cap_scores(acc_s, queries.scale, queries.softcap)
+            acc_s = cap_scores(acc_s, queries.scale[:, None], queries.softcap)
         if MASKED:
             acc_s = mask_scores(acc_s, queries.keys, kv_block * BLOCK_KV, BLOCK_KV)
         p, row_scale, softmax = update(softmax, acc_s, queries.scale_log2)
@@ -101,6 +102,7 @@ def forward_kernel(
     v_tma,
     out,  # (batch, num_heads_q, seqlen_q, head_dim_v)
     lse,  # (batch, num_heads_q, seqlen_q) contiguous, float32
+    softmax_state,  # (2, batch, num_heads_q, seqlen_q) contiguous, float32; None: not saved
     q_prepared,  # like q, contiguous, to be written; None: position-free
     shape,
     mask,
@@ -166,11 +168,11 @@ def forward_kernel(
     channel = tl.arange(0, BLOCK_DIM)
     q_tile = load_tile(q_address, source.stride_row, row, is_query, channel, HEAD_DIM)
 
-    logit_scale = query_scale(scale, sequence, head, query, is_query)
-    scale_log2 = tl.full((BLOCK_Q,), LOG2_E, tl.float32) if HAS_SOFTCAP else logit_scale * LOG2_E
+    logit_scale = query_scale(scale, sequence.batch, head, sequence.first_q + query, is_query)
+    natural_scale = score_scale(logit_scale, scale.softcap, HAS_SOFTCAP)
     keys = keys_of(sequence, mask, query)
     tile_keys = keys_of_tile(sequence, mask, work.first, BLOCK_Q)
-    queries = Queries(q_tile, keys, tile_keys, logit_scale, scale_log2, scale.softcap)
+    queries = Queries(q_tile, keys, tile_keys, logit_scale, natural_scale * LOG2_E, scale.softcap)
     k_address = row_address(k, sequence.batch, kv_head, sequence.first_k)
     v_address = row_address(v, sequence.batch, kv_head, sequence.first_k)
     head_k = HeadRows(k_address, k.stride_row, k_tma, sequence.batch, kv_head, sequence.first_k)
@@ -198,10 +200,13 @@ def forward_kernel(
             PRECISION,
         )
 
-    inverse, row_lse = finish(softmax)
+    state = finish(softmax, natural_scale)
     out_address = row_address(out, sequence.batch, head, first_row)
     channel_v = tl.arange(0, BLOCK_DIM_V)
-    acc_o = acc_o * inverse[:, None]
+    acc_o = acc_o * state.inverse[:, None]
     store_tile(out_address, out.stride_row, row, is_query, channel_v, acc_o, HEAD_DIM_V)
-    lse_row = tl.cast(sequence.batch * shape.num_heads_q + head, tl.int64) * shape.seqlen_q
-    tl.store(lse + lse_row + first_row + row, row_lse, mask=is_query)
+    index = query_index(shape, sequence, head, query)
+    tl.store(lse + index, state.lse, mask=is_query)
+    if softmax_state is not None:
+        tl.store(softmax_state + index, state.row_max, mask=is_query)
+        tl.store(softmax_state + num_queries(shape) + index, state.log2_sum, mask=is_query)

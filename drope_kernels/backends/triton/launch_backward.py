@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from drope_kernels.backends.lse_state import lse_of
 from drope_kernels.backends.triton.backward import backward_kernel
 from drope_kernels.backends.triton.backward_dq import backward_dq_kernel
 from drope_kernels.backends.triton.config import (
@@ -63,14 +62,13 @@ def backward(
     """
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
     grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
-    lse = lse_of(softmax_state)
-    with on_device_of(lse):
+    with on_device_of(out):
         call = _Call(inputs, short_rows(grad_out))
-        if lse.numel():
-            call.find_terms(short_rows(out), lse.contiguous(), grad_lse)
+        if softmax_state.numel():
+            call.find_terms(short_rows(out), softmax_state.contiguous(), grad_lse)
         if inputs.k.numel():
             call.find_grad_keys(grad_k, grad_v)
-        if lse.numel():
+        if softmax_state.numel():
             call.find_grad_queries(grad_q, grad_scale if grad_scale.numel() else None)
     return grad_q, grad_k, grad_v, grad_scale
 
@@ -93,7 +91,7 @@ class _Call:
     def _empty_terms(self) -> Tensor:
         """Has room for the last tile to be read whole, and rows that are aligned."""
         heads, seqlen = self.shape.batch * self.shape.num_heads_q, self.shape.seqlen_q
-        num_terms = 2 if self.scale.rows is None else 3
+        num_terms = 3 if self.scale.rows is None else 4
         columns = -(-(seqlen + _TALLEST_TILE) // 16) * 16
         size = (num_terms, heads, columns)
         return torch.empty(size, dtype=torch.float32, device=self.q.device)
@@ -101,14 +99,14 @@ class _Call:
     def saved_terms(self) -> SavedTerms:
         return SavedTerms(self.terms, self.terms.stride(0), self.terms.stride(1))
 
-    def find_terms(self, out: Tensor, lse: Tensor, grad_lse: Tensor | None) -> None:
+    def find_terms(self, out: Tensor, softmax_state: Tensor, grad_lse: Tensor | None) -> None:
         shape, head_dim_v = self.shape, out.shape[3]
         config = delta_config(self.dims[1])
         num_tiles = num_blocks(shape.seqlen_q, config.BLOCK_Q, shape.num_seqs)
         delta_kernel[(num_tiles * shape.batch * shape.num_heads_q,)](
             rows_of(out),
             rows_of(self.grad_out),
-            lse,
+            softmax_state,
             None if grad_lse is None else grad_lse.contiguous(),
             self.saved_terms(),
             unspecialized(shape),

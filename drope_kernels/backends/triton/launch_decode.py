@@ -40,7 +40,7 @@ from drope_kernels.backends.triton.params import (
     shape_params,
 )
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.layout import empty_in_order_of, empty_lse
 from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 
 COPY_BLOCK = 32
@@ -52,7 +52,7 @@ def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
     """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
     q = inputs.q
     out = empty_in_order_of(q, (*q.shape[:3], inputs.v_cache.shape[3]))
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    lse = empty_lse(q)
     if q.shape[0]:
         with on_device_of(q):
             num_keys = _append(inputs)
@@ -120,17 +120,18 @@ def _attend_in_parts(inputs: DecodeInputs, num_keys: Tensor, out: Tensor, lse: T
     )
     num_tiles = -(-group_rows // config.BLOCK_Q)
     num_splits = _num_splits(inputs, config, num_tiles * num_heads_kv * batch)
-    part_out, part_lse = out, lse
+    part_out, part_state = out, None
     if num_splits > 1:
         part_out = out.new_empty((num_splits * batch, *out.shape[1:]), dtype=torch.float32)
-        part_lse = lse.new_empty((num_splits * batch, *lse.shape[1:]))
+        part_state = lse.new_empty((2, num_splits, *lse.shape))
     plain = _as_attention(inputs, inputs.k_cache, inputs.v_cache, q_start=0, kv_end=None)
     shape = shape_params(plain)._replace(seqlen_kv=inputs.capacity, batch=batch)
     decode_kernel[(num_tiles * num_splits * num_heads_kv * batch,)](
         rows_of(q),
         _cache(inputs),
         rows_of(part_out),
-        part_lse,
+        lse,
+        part_state,
         num_keys,
         unspecialized(shape),
         unspecialized(mask_params(plain)),
@@ -152,23 +153,27 @@ def _attend_in_parts(inputs: DecodeInputs, num_keys: Tensor, out: Tensor, lse: T
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    if num_splits > 1:
-        _merge(part_out, part_lse, num_splits, out, lse)
+    if part_state is not None:
+        _merge(plain, part_out, part_state, out, lse)
 
 
-def _merge(part_out: Tensor, part_lse: Tensor, num_splits: int, out: Tensor, lse: Tensor) -> None:
-    """Parts of split n: rows n * B up to (n + 1) * B of their first dimension."""
+def _merge(
+    inputs: AttentionInputs, part_out: Tensor, part_state: Tensor, out: Tensor, lse: Tensor
+) -> None:
+    """Parts of split n: rows n * B up to (n + 1) * B of the first dimension of part_out."""
     merge_kernel[(lse.numel(),)](
         part_out,
-        part_lse,
+        part_state,
         rows_of(out),
         lse,
+        scale_params(inputs),
         out.shape[1],
         out.shape[2],
         lse.numel(),
-        num_splits,
+        part_state.shape[1],
         HEAD_DIM_V=out.shape[3],
         BLOCK_DIM_V=padded(out.shape[3]),
+        HAS_SOFTCAP=inputs.softcap is not None,
         BLOCK_PARTS=MERGE_PARTS,
     )
 
@@ -202,7 +207,7 @@ def _attend_as_forward(inputs: DecodeInputs, num_keys: Tensor, out: Tensor, lse:
     call = _as_attention(inputs, k, v, q_start=num_keys - inputs.q.shape[2], kv_end=num_keys)
     if inputs.rotation is not None and not inputs.rotated_cache:
         k = prepare_keys(call)
-    attend(call, k, out, lse, None)
+    attend(call, k, out, lse, None, None)
     lost = ((num_keys < 0) | (num_keys > inputs.capacity)).view(-1, 1, 1)
     out.masked_fill_(lost.unsqueeze(-1), torch.nan)
     lse.masked_fill_(lost, torch.nan)

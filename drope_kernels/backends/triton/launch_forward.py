@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from drope_kernels.backends.lse_state import state_of
 from drope_kernels.backends.triton.config import ForwardConfig, forward_config, prepare_config
 from drope_kernels.backends.triton.forward import forward_kernel
 from drope_kernels.backends.triton.launch import (
@@ -32,7 +30,7 @@ from drope_kernels.backends.triton.params import (
 from drope_kernels.backends.triton.prepare import prepare_kernel
 from drope_kernels.backends.triton.schedule import TileSchedule, tile_schedule
 from drope_kernels.backends.triton.unspecialized import unspecialized
-from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.layout import empty_in_order_of, empty_lse, empty_softmax_state
 from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs
 
@@ -41,14 +39,15 @@ def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
     """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (size 0 unless kept)."""
     q, k, v, rotation = inputs.q, inputs.k, inputs.v, inputs.rotation
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    lse = empty_lse(q)
+    softmax_state = empty_softmax_state(q, needed=save_prepared)
     keep = save_prepared and rotation is not None
     q_prepared = q.new_empty(q.shape if keep else (0,))
     with on_device_of(q):
         k_prepared = k if rotation is None else prepare_keys(inputs)
         if lse.numel():
-            attend(inputs, k_prepared, out, lse, q_prepared if keep else None)
-    softmax_state = state_of(lse, needed=save_prepared)
+            state = softmax_state if save_prepared else None
+            attend(inputs, k_prepared, out, lse, state, q_prepared if keep else None)
     return out, lse, softmax_state, q_prepared, k_prepared if keep else q.new_empty(0)
 
 
@@ -78,9 +77,14 @@ def prepare_keys(inputs: AttentionInputs) -> Tensor:
 
 
 def attend(
-    inputs: AttentionInputs, k: Tensor, out: Tensor, lse: Tensor, q_prepared: Tensor | None
+    inputs: AttentionInputs,
+    k: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    softmax_state: Tensor | None,
+    q_prepared: Tensor | None,
 ) -> None:
-    """Writes out, lse and q_prepared, None if nobody wants it; k is already rotated."""
+    """Writes out, lse and, None if nobody wants them, the others; k is already rotated."""
     q, k, v = short_rows(inputs.q), short_rows(k), short_rows(inputs.v)
     rotation = inputs.rotation
     if rotation is not None and q_prepared is None:
@@ -100,6 +104,7 @@ def attend(
         tma_of(v, config.BLOCK_KV, block_dim_v) if use_tma else None,
         rows_of(out),
         lse,
+        softmax_state,
         None if q_prepared is None else rows_of(q_prepared),
         unspecialized(shape),
         unspecialized(mask_params(inputs)),

@@ -1,7 +1,11 @@
-"""Attention over disjoint sets of keys, joined: lse = log sum_n exp(lse_n) and
-out = sum_n exp(lse_n - lse) out_n, as drope_kernels/merge.py.
+"""Attention of one row of q over disjoint sets of keys, joined.
 
-Parts that saw no key have lse -inf and may leave their out unwritten; a part that is NaN makes the
+A part of the row has its row_max a_n, its row_sum and its out_n. The exponent of `softmax.py`
+weighs what parts hold as it weighs keys, with w_n = 2^(scale_log2 (a_n - max a)):
+
+    row_sum = sum_n w_n row_sum_n        out = sum_n w_n row_sum_n out_n / row_sum
+
+Parts that saw no key have row_sum 0 and may leave their out unwritten; a part that is NaN makes the
 whole NaN.
 """
 
@@ -11,54 +15,65 @@ import triton
 import triton.language as tl
 
 from drope_kernels.backends.triton.rows import row_address, store_tile
-from drope_kernels.backends.triton.softmax import LN_2, LOG2_E, NO_SCORE
-
-
-@triton.jit
-def exp2_of(lse, shift):
-    """exp(lse - shift), 0 where lse is -inf whatever the shift."""
-    return tl.where(lse == float("-inf"), 0.0, tl.exp2((lse - shift) * LOG2_E))
+from drope_kernels.backends.triton.softmax import (
+    LOG2_E,
+    Softmax,
+    finish,
+    new_softmax,
+    query_scale,
+    score_scale,
+    weigh,
+)
 
 
 @triton.jit(do_not_specialize=("num_heads_q", "seqlen_q", "num_rows", "num_parts"))
 def merge_kernel(
     part_out,  # (num_parts, num_rows, head_dim_v) contiguous float32
-    part_lse,  # (num_parts, num_rows) contiguous
+    part_state,  # (2, num_parts, num_rows) contiguous: row_max, row_sum
     out,  # (batch, num_heads_q, seqlen_q, head_dim_v)
     lse,  # (num_rows,) contiguous; rows are those of out
+    scale,
     num_heads_q,
     seqlen_q,
     num_rows,
     num_parts,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_DIM_V: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
     """A program joins the parts of one row."""
     row = tl.program_id(0)
-    channel = tl.arange(0, BLOCK_DIM_V)
-    row_max = tl.full((1,), NO_SCORE, tl.float32)
-    row_sum = tl.zeros((1,), tl.float32)
+    query, head, batch = (
+        row % seqlen_q,
+        row // seqlen_q % num_heads_q,
+        row // seqlen_q // num_heads_q,
+    )
+    one, channel = tl.arange(0, 1), tl.arange(0, BLOCK_DIM_V)
+    logit_scale = query_scale(scale, batch, head, query + one, one == 0)
+    natural_scale = score_scale(logit_scale, scale.softcap, HAS_SOFTCAP)
+    part_sums = part_state + tl.cast(num_parts, tl.int64) * num_rows
+
+    softmax = new_softmax(1)
     acc_o = tl.zeros((1, BLOCK_DIM_V), tl.float32)
     for first in range(0, num_parts, BLOCK_PARTS):
         part = first + tl.arange(0, BLOCK_PARTS)
         part_row = tl.cast(part, tl.int64) * num_rows + row
-        lse_n = tl.load(part_lse + part_row, mask=part < num_parts, other=float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(lse_n, 0))
-        weight, row_scale = exp2_of(lse_n, new_max), exp2_of(row_max, new_max)
-        is_written = (lse_n != float("-inf"))[:, None] & (channel < HEAD_DIM_V)[None, :]
+        sum_n = tl.load(part_sums + part_row, mask=part < num_parts, other=0.0)
+        a_n = tl.load(part_state + part_row, mask=part < num_parts, other=0.0)
+        has_keys = sum_n != 0.0
+        a_n = tl.where(has_keys, a_n, float("-inf"))
+        w_n, row_scale, row_max = weigh(softmax.row_max, a_n[None, :], natural_scale * LOG2_E)
+        w_n *= sum_n[None, :]
         address = part_out + part_row[:, None] * HEAD_DIM_V + channel[None, :]
+        is_written = has_keys[:, None] & (channel < HEAD_DIM_V)[None, :]
         out_n = tl.load(address, mask=is_written, other=0.0)
-        acc_o = acc_o * row_scale[:, None] + tl.sum(weight[:, None] * out_n, 0)[None, :]
-        row_sum = row_sum * row_scale + tl.sum(weight, 0)
-        row_max = new_max
+        joined = tl.sum(tl.reshape(w_n, (BLOCK_PARTS, 1)) * out_n, 0)
+        acc_o = acc_o * row_scale[:, None] + joined[None, :]
+        softmax = Softmax(row_max, softmax.row_sum * row_scale + tl.sum(w_n, 1))
 
-    is_empty = row_sum == 0.0
-    row_sum = tl.where(is_empty, 1.0, row_sum)
-    row_lse = tl.where(is_empty, float("-inf"), row_max + tl.log2(row_sum) * LN_2)
-    query, head = row % seqlen_q, row // seqlen_q
-    address = row_address(out, head // num_heads_q, head % num_heads_q, query)
-    one = tl.arange(0, 1)
-    acc_o = acc_o / row_sum[:, None]
+    state = finish(softmax, natural_scale)
+    address = row_address(out, batch, head, query)
+    acc_o = acc_o * state.inverse[:, None]
     store_tile(address, out.stride_row, one, one == 0, channel, acc_o, HEAD_DIM_V)
-    tl.store(lse + row + one, row_lse)
+    tl.store(lse + row + one, state.lse)

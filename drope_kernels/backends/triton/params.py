@@ -13,9 +13,9 @@ from torch import Tensor
 from drope_kernels.spec.spec import AttentionInputs, Rotation
 
 MAX_SEQLEN = 2**28 - 1
-# MaskParams.behind and .ahead of calls without a window. Wider windows than this have no effect
-# unless q_start is as far away.
-UNLIMITED = 2**31 - 1
+# Limits of calls without a window whose q_start is an int32 on the device: from wherever that is,
+# so many keys reach past both ends of every tensor.
+_UNLIMITED = 2**33
 # No index of a key is larger, and four times the distance of two such indices fits an int32.
 _FARTHEST_START = MAX_SEQLEN
 
@@ -69,7 +69,7 @@ class ScaleParams(NamedTuple):
     stride_batch: int
     stride_head: int
     stride_row: int
-    softcap: float  # 0: none
+    softcap: float  # 0: none; at most 2^127
 
 
 class RotaryParams(NamedTuple):
@@ -98,18 +98,18 @@ def shape_params(inputs: AttentionInputs) -> ShapeParams:
 
 
 def mask_params(inputs: AttentionInputs) -> MaskParams:
-    """Exact for any int q_start; of a tensor q_start, for windows below UNLIMITED."""
+    """Exact for any window and any q_start."""
     window, q_start = inputs.window, inputs.q_start
-    behind = UNLIMITED if window is None else window - 1
-    ahead = 1 if inputs.causal else UNLIMITED if window is None else window
     if isinstance(q_start, Tensor):
-        return MaskParams(min(behind, UNLIMITED), min(ahead, UNLIMITED), 0)
+        limit = _UNLIMITED if window is None else min(window, _UNLIMITED)
+        return MaskParams(limit - 1, 1 if inputs.causal else limit, 0)
+    # The keys of query 0, were there keys everywhere.
+    begin, end = -MAX_SEQLEN, q_start + 1 if inputs.causal else MAX_SEQLEN
+    if window is not None:
+        begin = _bounded(q_start - window + 1, MAX_SEQLEN)
+        end = end if inputs.causal else q_start + window
     q_offset = _bounded(q_start, _FARTHEST_START)
-    if behind != UNLIMITED:
-        behind = q_offset - _bounded(q_start - behind, MAX_SEQLEN)
-    if ahead != UNLIMITED:
-        ahead = _bounded(q_start + ahead, MAX_SEQLEN) - q_offset
-    return MaskParams(behind, ahead, q_offset)
+    return MaskParams(q_offset - begin, _bounded(end, MAX_SEQLEN) - q_offset, q_offset)
 
 
 def range_params(inputs: AttentionInputs) -> RangeParams:
@@ -151,7 +151,8 @@ def every_query_sees(inputs: AttentionInputs) -> bool:
 
 
 def scale_params(inputs: AttentionInputs) -> ScaleParams:
-    softcap = inputs.softcap or 0.0
+    # Times log2(e) it is a float32. Only scores beyond 2^114 tell larger ones from this one.
+    softcap = min(inputs.softcap or 0.0, 2.0**127)
     scale = inputs.scale
     if isinstance(scale, Tensor):
         batch, head, row = scale.stride()

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from drope_kernels.backends.triton.params import MAX_SEQLEN, UNLIMITED
+from drope_kernels.backends.triton.params import MAX_SEQLEN
 
 # Sequences that a search for a tile looks at in one step.
 _SEARCH_WIDTH = tl.constexpr(128)
 # Bounds of key indices that queries count from: beyond them every key, or none, is seen.
 FARTHEST = tl.constexpr(MAX_SEQLEN)
-NO_LIMIT = tl.constexpr(UNLIMITED)
 
 
 class Sequence(NamedTuple):
@@ -40,6 +39,19 @@ class WorkTile(NamedTuple):
 @triton.jit
 def clamp(x, low, high):
     return tl.minimum(tl.maximum(x, low), high)
+
+
+@triton.jit
+def num_queries(shape):
+    """Length of contiguous arrays (batch, num_heads_q, seqlen_q)."""
+    return tl.cast(shape.batch * shape.num_heads_q, tl.int64) * shape.seqlen_q
+
+
+@triton.jit
+def query_index(shape, sequence, head, query):
+    """Index in such arrays of queries of the sequence."""
+    head_row = tl.cast(sequence.batch * shape.num_heads_q + head, tl.int64)
+    return head_row * shape.seqlen_q + sequence.first_q + query
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """The running softmax of a tile of queries in base 2 (FlashAttention-2, arXiv 2307.08691, alg. 1).
 
-p_ij = exp2(scale_log2_i acc_s_ij - row_max_i); row_max is in units of log2.
+t_ij is a score as it enters the softmax, in float32: q'_i.k'_j, or with a softcap the tanh of its
+scaled share of it. p_ij = exp2(exponent(t_ij)), in forward, backward and decode; row_max is a t.
 """
 
 from __future__ import annotations
@@ -12,51 +13,89 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# The row_max of a row that has seen no key: below every score, and finite, as -inf - -inf is NaN.
-NO_SCORE = tl.constexpr(-(2.0**127))
+# The row_max of a row that has seen no key. No score is below it, so one that equals it is right
+# too; and it has differences, where -inf - -inf is NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 class Softmax(NamedTuple):
-    row_max: tl.tensor  # (BLOCK_Q,)
-    row_sum: tl.tensor  # (BLOCK_Q,)
+    row_max: tl.tensor  # (BLOCK_Q,) the largest t so far, or LOWEST
+    row_sum: tl.tensor  # (BLOCK_Q,) of p
+
+
+class SoftmaxState(NamedTuple):
+    """What a row's softmax ended with; each (BLOCK_Q,)."""
+
+    inverse: tl.tensor  # 1 / row_sum; 0 in rows that saw no key
+    row_max: tl.tensor  # 0 there
+    log2_sum: tl.tensor  # of row_sum; +inf there, so that every p / row_sum is 0
+    lse: tl.tensor  # natural; -inf there
 
 
 @triton.jit
-def query_scale(scale, sequence, head, query, is_query):
-    """The logit scale of each query (BLOCK_Q,) of the sequence; 1 where there is no query."""
+def query_scale(scale, batch, head, row, is_row):
+    """The logit scale (BLOCK_Q,) of rows of q; 1 where there is none."""
     if scale.rows is not None:
-        offset = tl.cast(sequence.batch, tl.int64) * scale.stride_batch
+        offset = tl.cast(batch, tl.int64) * scale.stride_batch
         offset += tl.cast(head, tl.int64) * scale.stride_head
-        row = tl.cast(sequence.first_q + query, tl.int64) * scale.stride_row
-        return tl.load(scale.rows + offset + row, mask=is_query, other=1.0)
-    return tl.zeros_like(query).to(tl.float32) + scale.value
+        offset += tl.cast(row, tl.int64) * scale.stride_row
+        return tl.load(scale.rows + offset, mask=is_row, other=1.0)
+    return tl.zeros_like(row).to(tl.float32) + scale.value
+
+
+@triton.jit
+def score_scale(logit_scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """What turns t of queries with these scales into scores in natural units."""
+    if HAS_SOFTCAP:
+        return tl.zeros_like(logit_scale) + softcap
+    return logit_scale
+
+
+@triton.jit
+def exponent(t, row_max, scale_log2):
+    """Never above 0, and exactly 0 for the largest t, however large; -inf where they overflow.
+
+    scale_log2 > 0: score_scale times log2(e). A fused scale_log2 t - base would be off by the
+    rounding of base, which at scores of 1e9 is hundreds of octaves.
+    """
+    return scale_log2 * (t - row_max)
 
 
 @triton.jit
 def new_softmax(BLOCK_Q: tl.constexpr):
-    return Softmax(tl.full((BLOCK_Q,), NO_SCORE, tl.float32), tl.zeros((BLOCK_Q,), tl.float32))
+    return Softmax(tl.full((BLOCK_Q,), LOWEST, tl.float32), tl.zeros((BLOCK_Q,), tl.float32))
 
 
 @triton.jit
-def update(softmax, acc_s, scale_log2):
-    """The p of raw scores q'.k', what acc_o so far must be multiplied by, and the new state.
-
-    scale_log2 (BLOCK_Q,) is scale_i log2(e) > 0.
-    """
-    row_max = tl.maximum(softmax.row_max, tl.max(acc_s, 1) * scale_log2)
-    row_scale = tl.exp2(softmax.row_max - row_max)
-    p = tl.exp2(tl.fma(acc_s, scale_log2[:, None], -row_max[:, None]))
-    row_sum = softmax.row_sum * row_scale + tl.sum(p, 1)
-    return p, row_scale, Softmax(row_max, row_sum)
+def weigh(row_max, t, scale_log2):
+    """The p of scores t (BLOCK_Q, columns), what sums so far must be multiplied by, and row_max."""
+    new_max = tl.maximum(row_max, tl.max(t, 1))
+    row_scale = tl.exp2(exponent(row_max, new_max, scale_log2))
+    p = tl.exp2(exponent(t, new_max[:, None], scale_log2[:, None]))
+    return p, row_scale, new_max
 
 
 @triton.jit
-def finish(softmax):
-    """1 / row_sum and lse (BLOCK_Q,); 0 and -inf in rows that saw no key."""
+def update(softmax, t, scale_log2):
+    """The p of scores t, what acc_o so far must be multiplied by, and the new state."""
+    p, row_scale, row_max = weigh(softmax.row_max, t, scale_log2)
+    return p, row_scale, Softmax(row_max, softmax.row_sum * row_scale + tl.sum(p, 1))
+
+
+@triton.jit
+def finish(softmax, score_scale):
+    """score_scale (BLOCK_Q,) as of the function of that name."""
     is_empty = softmax.row_sum == 0.0  # the largest score alone gives 1
+    row_max = tl.where(is_empty, 0.0, softmax.row_max)
     row_sum = tl.where(is_empty, 1.0, softmax.row_sum)
-    lse = (softmax.row_max + tl.log2(row_sum)) * LN_2
-    return tl.where(is_empty, 0.0, 1.0 / row_sum), tl.where(is_empty, float("-inf"), lse)
+    log2_sum = tl.log2(row_sum)
+    lse = tl.fma(score_scale, row_max, log2_sum * LN_2)
+    return SoftmaxState(
+        tl.where(is_empty, 0.0, 1.0 / row_sum),
+        row_max,
+        tl.where(is_empty, float("inf"), log2_sum),
+        tl.where(is_empty, float("-inf"), lse),
+    )
 
 
 @triton.jit
@@ -71,6 +110,10 @@ def tanh(x):
 
 
 @triton.jit
-def cap_scores(acc_s, scale, softcap):
-    """softcap tanh(scale_i acc_s / softcap), to which a scale_log2 of log2(e) belongs."""
-    return softcap * tanh(acc_s * (scale / softcap)[:, None])
+def cap_scores(acc_s, logit_scale, softcap):
+    """t of raw scores: tanh(logit_scale_i acc_s / softcap).
+
+    logit_scale: (BLOCK_Q, 1), or (1, BLOCK_Q) where scores stand transposed. Its quotient with a
+    softcap near the end of float32 would have no digits left.
+    """
+    return tanh(acc_s * logit_scale * (1.0 / softcap))

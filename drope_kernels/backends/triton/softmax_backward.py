@@ -9,28 +9,29 @@ import triton
 import triton.language as tl
 
 from drope_kernels.backends.triton.delta import QueryTerms
-from drope_kernels.backends.triton.mask import mask_scores
-from drope_kernels.backends.triton.softmax import LOG2_E, tanh
+from drope_kernels.backends.triton.mask import is_visible
+from drope_kernels.backends.triton.softmax import LOG2_E, cap_scores, exponent, score_scale
 
 
 @triton.jit
 def load_terms(
     terms, terms_tma, scale, shape, sequence, head, first, is_query, BLOCK_Q: tl.constexpr
 ):
-    """Terms of queries [first, first + BLOCK_Q) of the sequence; is_query None: each is a query."""
-    minus_lse_log2 = _load_term(terms, terms_tma, 0, shape, sequence, head, first, BLOCK_Q)
-    delta = _load_term(terms, terms_tma, 1, shape, sequence, head, first, BLOCK_Q)
+    """Terms of queries [first, first + BLOCK_Q) of the sequence; is_query None: each is a query.
+
+    Of others row_max and log2_sum may be any bits: `probabilities` hides what comes of them.
+    """
+    row_max = _load_term(terms, terms_tma, 0, shape, sequence, head, first, BLOCK_Q)
+    log2_sum = _load_term(terms, terms_tma, 1, shape, sequence, head, first, BLOCK_Q)
+    delta = _load_term(terms, terms_tma, 2, shape, sequence, head, first, BLOCK_Q)
     if scale.rows is not None:
-        row_scale = _load_term(terms, terms_tma, 2, shape, sequence, head, first, BLOCK_Q)
-        # 0 behind the last query: times a hidden score of -inf it would be NaN.
-        row_scale = tl.where(row_scale > 0.0, row_scale, 1.0)
+        logit_scale = _load_term(terms, terms_tma, 3, shape, sequence, head, first, BLOCK_Q)
     else:
-        row_scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * scale.value
+        logit_scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * scale.value
     if is_query is not None:
-        minus_lse_log2 = tl.where(is_query, minus_lse_log2, float("-inf"))
         delta = tl.where(is_query, delta, 0.0)
-        row_scale = tl.where(is_query, row_scale, 1.0)
-    return QueryTerms(minus_lse_log2, delta, row_scale)
+        logit_scale = tl.where(is_query, logit_scale, 1.0)
+    return QueryTerms(row_max, log2_sum, delta, logit_scale)
 
 
 @triton.jit
@@ -50,12 +51,22 @@ def _load_term(
 
 @triton.jit
 def as_column(terms):
-    return QueryTerms(terms.minus_lse_log2[:, None], terms.delta[:, None], terms.scale[:, None])
+    return QueryTerms(
+        terms.row_max[:, None],
+        terms.log2_sum[:, None],
+        terms.delta[:, None],
+        terms.scale[:, None],
+    )
 
 
 @triton.jit
 def as_row(terms):
-    return QueryTerms(terms.minus_lse_log2[None, :], terms.delta[None, :], terms.scale[None, :])
+    return QueryTerms(
+        terms.row_max[None, :],
+        terms.log2_sum[None, :],
+        terms.delta[None, :],
+        terms.scale[None, :],
+    )
 
 
 @triton.jit
@@ -72,13 +83,13 @@ def probabilities(
 
     visible: the columns that see each row, or are seen by it, as `mask_scores` counts them.
     """
-    scale_log2 = terms.scale * LOG2_E
     slope = 1.0
+    t = acc_s
     if HAS_SOFTCAP:
-        fraction = tanh(acc_s * (terms.scale / softcap))
-        slope = 1.0 - fraction * fraction
-        acc_s = softcap * fraction
-        scale_log2 = tl.full(terms.scale.shape, LOG2_E, tl.float32)
-    if MASKED:
-        acc_s = mask_scores(acc_s, visible, first_column, acc_s.shape[1])
-    return tl.exp2(tl.fma(acc_s, scale_log2, terms.minus_lse_log2)), slope
+        t = cap_scores(acc_s, terms.scale, softcap)
+        slope = 1.0 - t * t
+    scale_log2 = score_scale(terms.scale, softcap, HAS_SOFTCAP) * LOG2_E
+    p = tl.exp2(exponent(t, terms.row_max, scale_log2) - terms.log2_sum)
+    if MASKED:  # p, not t, as row_max and log2_sum of what is no query may be NaN
+        p = tl.where(is_visible(visible, first_column, t.shape[1]), p, 0.0)
+    return p, slope

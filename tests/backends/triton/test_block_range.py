@@ -180,12 +180,28 @@ EXTREMES = {
     "wide_window": {"window": 2**62},
     "wide_full_window": {"window": 2**62, "causal": False},
     "int32_window": {"window": INT32 - 1, "q_start": 12},
+    "window_of_an_int32_at_its_end": {"window": INT32, "q_start": INT32 - 1},
+    "full_window_of_an_int32_at_its_end": {
+        "window": INT32,
+        "q_start": INT32 - 1,
+        "causal": False,
+    },
+    "windows_past_starts_of_int32": {
+        "q_start": int32(INT32 - 1, INT32 - 9, -INT32),
+        "window": INT32 + 1,
+    },
+    "full_windows_past_starts_of_int32": {
+        "q_start": int32(INT32 - 1, -INT32, 30 - INT32),
+        "window": INT32 + 1,
+        "causal": False,
+    },
     "starts_of_int32": {"q_start": int32(INT32 - 1, -INT32, 0)},
     "full_starts_of_int32": {"q_start": int32(INT32 - 1, -INT32, 0), "causal": False},
     "windows_at_starts_of_int32": {
         "q_start": int32(INT32 - 1, INT32 - 30, -INT32),
         "window": INT32 - 10,
     },
+    "windows_of_an_int32_at_its_ends": {"q_start": int32(INT32 - 1, 0, -INT32), "window": INT32},
     "full_windows_at_starts_of_int32": {
         "q_start": int32(-INT32 + 30, 30 - INT32 // 2, INT32 - 1),
         "window": INT32 - 10,
