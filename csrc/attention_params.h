@@ -69,6 +69,10 @@ struct AttentionForwardParams : AttentionParams {
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   // (batch, num_heads_q, seqlen_q) contiguous, natural log, -inf for empty rows.
   float* lse = nullptr;
+  // (2, batch, num_heads_q, seqlen_q) contiguous, what backward needs of a row: a_i, the largest
+  // raw score t_ij that it sees, and L_i = log2 of the sum of 2^(c'_i (t_ij - a_i)) where c'_i is
+  // the scale times log2(e); 0 and inf for empty rows. Null: not saved.
+  float* softmax_state = nullptr;
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
   void* k_prepared = nullptr;  // (batch, num_heads_kv, seqlen_kv, head_dim)
@@ -103,7 +107,9 @@ struct AttentionDecodeParams : AttentionParams {
   int64_t num_splits = 1;  // the keys of a row are shared by so many blocks
   // Unused when num_splits is 1.
   float* partial_out = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q, head_dim_v)
-  float* partial_lse = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q)
+  // (2, num_splits, batch, num_heads_q, seqlen_q): a_i of the part's keys, then the sum of
+  // 2^(c'_i (t_ij - a_i)) over them, 0 where there are none.
+  float* partial_state = nullptr;
 };
 
 // q and k of a backward call are the prepared ones; dq and dk leave un-rotated.
@@ -112,11 +118,11 @@ struct AttentionBackwardParams : AttentionParams {
   const void* grad_out = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim_v)
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   int64_t stride_grad_out_batch = 0, stride_grad_out_head = 0, stride_grad_out_row = 0;
-  const float* lse = nullptr;       // (batch, num_heads_q, seqlen_q) contiguous
-  const float* grad_lse = nullptr;  // (batch, num_heads_q, seqlen_q) contiguous; null: zero
-  void* grad_q = nullptr;           // (batch, num_heads_q, seqlen_q, head_dim)
-  void* grad_k = nullptr;           // (batch, num_heads_kv, seqlen_kv, head_dim)
-  void* grad_v = nullptr;           // (batch, num_heads_kv, seqlen_kv, head_dim_v)
+  const float* softmax_state = nullptr;  // (2, batch, num_heads_q, seqlen_q), as forward left it
+  const float* grad_lse = nullptr;       // (batch, num_heads_q, seqlen_q) contiguous; null: zero
+  void* grad_q = nullptr;                // (batch, num_heads_q, seqlen_q, head_dim)
+  void* grad_k = nullptr;                // (batch, num_heads_kv, seqlen_kv, head_dim)
+  void* grad_v = nullptr;                // (batch, num_heads_kv, seqlen_kv, head_dim_v)
   int64_t stride_grad_q_batch = 0, stride_grad_q_head = 0, stride_grad_q_row = 0;
   int64_t stride_grad_k_batch = 0, stride_grad_k_head = 0, stride_grad_k_row = 0;
   int64_t stride_grad_v_batch = 0, stride_grad_v_head = 0, stride_grad_v_row = 0;

@@ -93,7 +93,7 @@ inline void read_gradients(CallArguments& in, AttentionBackwardParams& p) {
   in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
   in.tensor("grad_out", p.grad_out, p.stride_grad_out_batch, p.stride_grad_out_head,
             p.stride_grad_out_row);
-  p.lse = in.pointer<const float>("lse");
+  p.softmax_state = in.pointer<const float>("softmax_state");
   p.grad_lse = in.pointer<const float>("grad_lse");
   in.tensor("grad_q", p.grad_q, p.stride_grad_q_batch, p.stride_grad_q_head, p.stride_grad_q_row);
   in.tensor("grad_k", p.grad_k, p.stride_grad_k_batch, p.stride_grad_k_head, p.stride_grad_k_row);

@@ -125,14 +125,14 @@ class CudaBackend:
             return f"it computes on {device} and the tensors are on {spec.device}."
         return self.unavailable() or self._no_kernel(spec.device_index) or _unsupported(spec)
 
-    def forward(
-        self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+    def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         q, k, v = inputs.q, inputs.k, inputs.v
         keep = save_prepared and inputs.rotation is not None
         out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        state_shape = (2, *q.shape[:3]) if save_prepared else (0,)
+        softmax_state = q.new_empty(state_shape, dtype=torch.float32)
         q_prepared = q.new_empty(q.shape if keep else (0,))
         k_prepared = q.new_empty(k.shape if keep else (0,))
         arguments, alive = call_arguments(inputs)
@@ -140,14 +140,15 @@ class CudaBackend:
         arguments |= {
             "out": strided(out),
             "lse": lse.data_ptr(),
+            "softmax_state": softmax_state.data_ptr() if save_prepared else 0,
             "q_prepared": q_prepared.data_ptr() if keep else 0,
             "k_prepared": k_prepared.data_ptr() if keep else 0,
             "family": self._family(q, v),
             "deterministic": True,
         }
-        tensors = [q, k, v, out, lse, q_prepared, k_prepared, *alive]
+        tensors = [q, k, v, out, lse, softmax_state, q_prepared, k_prepared, *alive]
         self.launch("cuda_attention_forward", arguments, tensors)
-        return out, lse, q_prepared, k_prepared
+        return out, lse, softmax_state, q_prepared, k_prepared
 
     def _family(self, q: Tensor, v: Tensor) -> int:
         capability = self.capability(q.device.index or 0)
@@ -157,7 +158,7 @@ class CudaBackend:
         self,
         inputs: AttentionInputs,
         out: Tensor,
-        lse: Tensor,
+        softmax_state: Tensor,
         grad_out: Tensor,
         grad_lse: Tensor | None,
         *,
@@ -169,14 +170,15 @@ class CudaBackend:
         """
         grads = empty_gradients(inputs, out)
         grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
-        out, grad_out, lse = _aligned(out), _aligned(grad_out), lse.contiguous()
+        out, grad_out = _aligned(out), _aligned(grad_out)
+        softmax_state = softmax_state.contiguous()
         arguments, alive = call_arguments(inputs)
         if grad_lse is not None:
             alive.append(grad_lse.contiguous())
         arguments |= {
             "out": strided(out),
             "grad_out": strided(grad_out),
-            "lse": lse.data_ptr(),
+            "softmax_state": softmax_state.data_ptr(),
             "grad_lse": 0 if grad_lse is None else alive[-1].data_ptr(),
             **{f"grad_{name}": strided(x) for name, x in zip("qkv", grads, strict=True)},
             "grad_scale": grad_scale.data_ptr() if grad_scale.numel() else 0,
@@ -184,7 +186,7 @@ class CudaBackend:
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
         arguments |= _packed_arguments(inputs, alive)
-        operands = [inputs.q, inputs.k, inputs.v, out, lse, grad_out]
+        operands = [inputs.q, inputs.k, inputs.v, out, softmax_state, grad_out]
         self.launch("cuda_attention_backward", arguments, [*operands, *grads, grad_scale, *alive])
         return *grads, grad_scale
 

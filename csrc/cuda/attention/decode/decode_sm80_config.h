@@ -25,6 +25,7 @@
 // rotated cache has none of it.
 #pragma once
 
+#include "cuda/attention/shared/exponent.h"
 #include "cuda/tile/smem_tile.h"
 
 namespace drope::cuda {
@@ -47,7 +48,7 @@ struct DecodeTiles {
   // that a warp writes at once then start at eight different banks.
   struct Parts {
     float out[kNumWarps][BLOCK_M][HEAD_DIM + 8];
-    float lse[kNumWarps][BLOCK_M];
+    RowState state[kNumWarps][BLOCK_M];
   };
   struct Smem {
     tile::SmemTile<BLOCK_M, HEAD_DIM> q;
