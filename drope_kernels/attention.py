@@ -7,10 +7,17 @@ from typing import Any, Literal, Never, Unpack, overload
 from torch import Tensor
 
 from drope_kernels.call import ops, validate
-from drope_kernels.call.arguments import autocast, needs_grad, rope_arguments, scale_arguments
+from drope_kernels.call.arguments import (
+    autocast,
+    needs_grad,
+    rope_arguments,
+    scale_arguments,
+    window_arguments,
+)
 from drope_kernels.call.dispatch import explain_spec
 from drope_kernels.call.interop import through_dlpack
-from drope_kernels.call.options import A, Array, AttentionOptions, PackedOptions
+from drope_kernels.call.options import A, Array, AttentionOptions, PackedOptions, Window
+from drope_kernels.call.unserved import refuse_unserved
 from drope_kernels.rope import Rope
 
 
@@ -40,8 +47,11 @@ def attention(
     rope: Rope | bool = False,
     causal: bool = True,
     scale: float | Array | None = None,
-    window: int | None = None,
+    window: Window = None,
     softcap: float | None = None,
+    key_mask: Array | None = None,
+    mask: Array | None = None,
+    alibi: Array | None = None,
     positions: Array | None = None,
     kv_positions: Array | None = None,
     q_start: int | Array | None = None,
@@ -69,8 +79,10 @@ def attention(
         scale: the whole multiplier of q·k, finite and > 0: a number, or a float32 tensor
             broadcastable to (B, Hq, Sq), one per head being (Hq, 1). None: D ** -0.5.
         window: W >= 1, the query sees the last W keys, its own included; with causal=False also
-            fewer than W keys ahead.
+            fewer than W keys ahead. Or (left, right), keys beside its own, -1 for no limit; full
+            calls with left != right are not served yet.
         softcap: s = softcap * tanh(s / softcap) on the scaled scores, in natural units.
+        key_mask, mask, alibi: not served yet; anything but None is refused.
         positions: (B, Sq) integers or float32, rotation positions of the queries, |p| <= 2 ** 24;
             None: q_start + i. Without rope there is nothing they could change.
         kv_positions: (B, Skv), the same for the keys; None: j.
@@ -84,13 +96,15 @@ def attention(
     Returns:
         out (B, Hq, Sq, Dv) in q's dtype and memory order. With return_lse also lse (B, Hq, Sq)
         float32 (float64 for float64 inputs), natural log, differentiable. A row that sees no key
-        has out 0, lse -inf and gradients 0.
+        has out 0, lse -inf and gradients 0. A NaN in k or v that a query must not see by causality
+        or window may reach it all the same where another query sees that key, as in torch's own
+        attention; keys outside kv_start and kv_end reach nobody.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected, what came, and the remedy.
             Values of CPU tensors are checked; those of device tensors only with DROPE_CHECK=1.
-        NotImplementedError: positions that require grad; a backward through the gradients;
-            forward-mode and torch.func differentiation.
+        NotImplementedError: an argument that is not served yet; positions that require grad; a
+            backward through the gradients; forward-mode and torch.func differentiation.
 
     Source: the fused forward and backward are FlashAttention-2's, arXiv 2307.08691; position-free
     use after recalibration is DroPE's, arXiv 2512.12167.
@@ -109,6 +123,9 @@ def attention(
         scale,
         window,
         softcap,
+        key_mask,
+        mask,
+        alibi,
         positions,
         kv_positions,
         q_start,
@@ -116,7 +133,7 @@ def attention(
         kv_end,
         backend,
     )
-    out, lse, _, _ = ops.attention_fwd(*call)
+    out, lse, *_ = ops.attention_fwd(*call)
     return (out, lse) if return_lse else out
 
 
@@ -152,8 +169,10 @@ def attention_varlen(
     rope: Rope | bool = False,
     causal: bool = True,
     scale: float | Array | None = None,
-    window: int | None = None,
+    window: Window = None,
     softcap: float | None = None,
+    key_mask: Array | None = None,
+    alibi: Array | None = None,
     positions: Array | None = None,
     kv_positions: Array | None = None,
     return_lse: bool = False,
@@ -195,11 +214,13 @@ def attention_varlen(
         scale,
         window,
         softcap,
+        key_mask,
+        alibi,
         positions,
         kv_positions,
         backend,
     )
-    out, lse, _, _ = ops.attention_fwd(*call)
+    out, lse, *_ = ops.attention_fwd(*call)
     out, lse = out[0].transpose(0, 1), lse[0]
     return (out, lse) if return_lse else out
 
@@ -234,8 +255,11 @@ def _dense_call(
     rope: Rope | bool,
     causal: bool,
     scale: Any,
-    window: int | None,
+    window: Window,
     softcap: float | None,
+    key_mask: Any,
+    mask: Any,
+    alibi: Any,
     positions: Any,
     kv_positions: Any,
     q_start: Any,
@@ -249,6 +273,7 @@ def _dense_call(
     batch, num_heads_q, seqlen_q, _ = q.shape
     seqlen_kv = k.shape[2]
     validate.check_switches(causal, window, softcap, backend)
+    refuse_unserved(key_mask=key_mask, mask=mask, alibi=alibi)
     validate.check_scale(scale, q, (batch, num_heads_q, seqlen_q), "(B, Hq, Sq)")
     validate.check_q_start(q_start, q)
     validate.check_index("kv_start", kv_start, q, batch, "an int32 tensor (B,)")
@@ -264,8 +289,11 @@ def _dense_call(
         v,
         *scale_arguments(scale, q),
         causal,
-        window,
+        *window_arguments(window, causal=causal),
         softcap,
+        key_mask,
+        mask,
+        alibi,
         q_start if per_row else None,
         0 if per_row else q_start,
         kv_start,
@@ -287,8 +315,10 @@ def _packed_call(
     rope: Rope | bool,
     causal: bool,
     scale: Any,
-    window: int | None,
+    window: Window,
     softcap: float | None,
+    key_mask: Any,
+    alibi: Any,
     positions: Any,
     kv_positions: Any,
     backend: str,
@@ -299,6 +329,7 @@ def _packed_call(
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     _, num_heads_q, total_q, _ = q.shape
     validate.check_switches(causal, window, softcap, backend)
+    refuse_unserved(key_mask=key_mask, alibi=alibi)
     validate.check_scale(scale, q, (num_heads_q, total_q), "(Hq, total_q)")
     validate.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q)
     validate.check_positions("positions", positions, q, (total_q,))
@@ -309,8 +340,11 @@ def _packed_call(
         v,
         *scale_arguments(scale, q),
         causal,
-        window,
+        *window_arguments(window, causal=causal),
         softcap,
+        key_mask,
+        None,
+        alibi,
         None,
         0,
         None,

@@ -7,10 +7,11 @@ from typing import Any, Literal, Never, Unpack, overload
 from torch import Tensor
 
 from drope_kernels.call import decode_op, validate
-from drope_kernels.call.arguments import rope_arguments, scale_arguments
+from drope_kernels.call.arguments import rope_arguments, scale_arguments, window_arguments
 from drope_kernels.call.dispatch import check_name
 from drope_kernels.call.interop import through_dlpack
-from drope_kernels.call.options import A, Array, DecodeOptions
+from drope_kernels.call.options import A, Array, DecodeOptions, Window
+from drope_kernels.call.unserved import refuse_unserved
 from drope_kernels.call.validate_decode import check_decode
 from drope_kernels.rope import Rope
 
@@ -47,8 +48,10 @@ def attention_decode(
     rope: Rope | bool = False,
     cache: Literal["raw", "rotated"] = "raw",
     scale: float | Array | None = None,
-    window: int | None = None,
+    window: Window = None,
     softcap: float | None = None,
+    key_mask: Array | None = None,
+    alibi: Array | None = None,
     kv_start: Array | None = None,
     return_lse: bool = False,
     backend: str = "auto",
@@ -83,7 +86,8 @@ def attention_decode(
             anything is written (CPU tensors; on devices the rows that do not fit are not written
             and their results are NaN). Arrays of other libraries that cannot be written are
             refused as caches to append to.
-        NotImplementedError: an input requires grad outside torch.no_grad().
+        NotImplementedError: an argument that is not served yet; an input requires grad outside
+            torch.no_grad().
     """
     if not isinstance(q, Tensor):
         return through_dlpack(attention_decode, locals())
@@ -103,6 +107,8 @@ def attention_decode(
         scale,
         window,
         softcap,
+        key_mask,
+        alibi,
         kv_start,
         backend,
     )
@@ -121,14 +127,17 @@ def _decode_call(
     rope: Rope | bool,
     cache: Literal["raw", "rotated"],
     scale: Any,
-    window: int | None,
+    window: Window,
     softcap: float | None,
+    key_mask: Any,
+    alibi: Any,
     kv_start: Any,
     backend: str,
 ) -> tuple[Any, ...]:
     """The validated arguments of the op `drope::attention_decode`."""
     check_decode(q, k_cache, v_cache, k, v, cache_seqlens, page_table, cache)
     validate.check_switches(True, window, softcap, backend)
+    refuse_unserved(key_mask=key_mask, alibi=alibi)
     check_name(backend)
     validate.check_scale(scale, q, tuple(q.shape[:3]), "(B, Hq, Sq)")
     validate.check_index("kv_start", kv_start, q, q.shape[0], "an int32 tensor (B,)")
@@ -142,8 +151,10 @@ def _decode_call(
         cache_seqlens,
         page_table,
         *scale_arguments(scale, q),
-        window,
+        *window_arguments(window, causal=True),
         softcap,
+        key_mask,
+        alibi,
         kv_start,
         turns,
         interleaved,

@@ -42,7 +42,8 @@ def test_reference_is_the_formula(case: Case) -> None:
     call = make_call(case, torch.float64)
     ours, exact = call.run("reference"), oracle.run(call)
     # A turn is stored in 48 bits: at position 1e6 that leaves about 1e-9 of a radian.
-    atol = 1e-7 if case.positions == "million" else 1e-10
+    # The formula rounds scores of 14,000 to 2e-12, and an entry of 400 multiplies that.
+    atol = 1e-7 if case.positions == "million" else 1e-9 if case.magnitude == "huge" else 1e-10
     for name, expected in exact.items():
         torch.testing.assert_close(ours[name], expected, rtol=0, atol=atol)
 

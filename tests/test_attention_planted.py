@@ -21,7 +21,7 @@ from torch import Tensor
 from drope_kernels.backends import reference
 from drope_kernels.spec.spec import AttentionInputs, Rotation
 
-Results = tuple[Tensor, Tensor, Tensor, Tensor]
+Results = tuple[Tensor, ...]
 INTACT_FORWARD, INTACT_BACKWARD, INTACT_ROTATE = (
     reference.forward,
     reference.backward,
@@ -124,31 +124,37 @@ def q_rounded_twice(inputs: AttentionInputs, *, save_prepared: bool) -> Results:
 
 
 def lse_in_base_2(inputs: AttentionInputs, *, save_prepared: bool) -> Results:
-    out, lse, *prepared = INTACT_FORWARD(inputs, save_prepared=save_prepared)
-    return out, lse / LN2, *prepared
+    out, lse, *kept = INTACT_FORWARD(inputs, save_prepared=save_prepared)
+    return out, lse / LN2, *kept
 
 
-def lse_after_the_fact(inputs: AttentionInputs, *given: Any, need_grad_scale: bool) -> Results:
-    """Backward that reads the natural lse as one in base 2."""
-    out, lse, *grads = given
-    return INTACT_BACKWARD(inputs, out, lse / LN2, *grads, need_grad_scale=need_grad_scale)
+def log_sum_misread(inputs: AttentionInputs, *given: Any, need_grad_scale: bool) -> Results:
+    """Backward that reads L, which is to base 2, as a natural logarithm."""
+    out, state, *grads = given
+    state = torch.stack((state[0], state[1] / LN2))
+    return INTACT_BACKWARD(inputs, out, state, *grads, need_grad_scale=need_grad_scale)
 
 
 def lse_gradient_ignored(
-    inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor, _: Tensor, **rest: bool
+    inputs: AttentionInputs, out: Tensor, state: Tensor, grad_out: Tensor, _: Tensor, **rest: bool
 ) -> Results:
-    return INTACT_BACKWARD(inputs, out, lse, grad_out, None, **rest)
+    return INTACT_BACKWARD(inputs, out, state, grad_out, None, **rest)
 
 
 def lse_gradient_added(
-    inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor, dlse: Tensor, **rest: bool
+    inputs: AttentionInputs,
+    out: Tensor,
+    state: Tensor,
+    grad_out: Tensor,
+    dlse: Tensor,
+    **rest: bool,
 ) -> Results:
-    return INTACT_BACKWARD(inputs, out, lse, grad_out, -dlse, **rest)
+    return INTACT_BACKWARD(inputs, out, state, grad_out, -dlse, **rest)
 
 
 def dscale_before_the_cap(inputs: AttentionInputs, *given: Any, need_grad_scale: bool) -> Results:
     """dscale from P (dP - delta) without softcap's own derivative; one head group only."""
-    out, lse, grad_out, grad_lse = given
+    out, state, grad_out, grad_lse = given
     dq, dk, dv, _ = INTACT_BACKWARD(inputs, *given, need_grad_scale=need_grad_scale)
     assert isinstance(inputs.scale, Tensor)
     assert inputs.softcap is not None
@@ -156,6 +162,7 @@ def dscale_before_the_cap(inputs: AttentionInputs, *given: Any, need_grad_scale:
     k, v = (x.float().repeat_interleave(group, dim=1) for x in (inputs.k, inputs.v))
     dot = inputs.q.float() @ k.transpose(-1, -2)
     s = inputs.softcap * torch.tanh(inputs.scale[..., None] * dot / inputs.softcap)
+    lse = inputs.softcap * state[0] + LN2 * state[1]
     p = (s.masked_fill(~reference.visible(inputs)[:, None], -math.inf) - lse[..., None]).exp()
     delta = (grad_out.float() * out.float()).sum(-1) - grad_lse
     grad_p = grad_out.float() @ v.transpose(-1, -2)
@@ -249,7 +256,7 @@ PLANTED = {
     "no_attention_factor_back": Planted("rope_attention_factor", rotate=rotate_back_without_factor),
     "q_rounded_twice": Planted("rope_without_rounding", forward=q_rounded_twice, dtypes=BF16),
     "lse_in_base_2": Planted("regular", forward=lse_in_base_2),
-    "lse_misread_in_backward": Planted("regular", backward=lse_after_the_fact),
+    "log_sum_misread_in_backward": Planted("regular", backward=log_sum_misread),
     "lse_gradient_ignored": Planted("regular", backward=lse_gradient_ignored),
     "lse_gradient_added": Planted("regular", backward=lse_gradient_added),
     "scale_without_log2e": Planted("regular", **misread(scale_without_log2e)),

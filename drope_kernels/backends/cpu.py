@@ -12,8 +12,9 @@ from drope_kernels.backends.addresses import (
     decode_arguments,
     strided,
 )
+from drope_kernels.backends.lse_state import lse_of, state_of
 from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
-from drope_kernels.spec.packed import join_backward, join_forward
+from drope_kernels.spec.packed import ForwardResults, join_backward, join_forward
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cpu"
@@ -49,10 +50,8 @@ def supports(spec: AttentionSpec) -> str | None:
     return None
 
 
-def forward(
-    inputs: AttentionInputs, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q, k (size 0 unless kept)."""
     if inputs.cu_seqlens_q is not None:
         return join_forward(inputs, forward, save_prepared=save_prepared)
     q, k, v = inputs.q, inputs.k, inputs.v
@@ -71,13 +70,13 @@ def forward(
         num_threads=torch.get_num_threads(),
     )
     del alive
-    return out, lse, q_prepared, k_prepared
+    return out, lse, state_of(lse, needed=save_prepared), q_prepared, k_prepared
 
 
 def backward(
     inputs: AttentionInputs,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     *,
@@ -89,11 +88,17 @@ def backward(
     """
     if inputs.cu_seqlens_q is not None:
         return join_backward(
-            inputs, out, lse, grad_out, grad_lse, backward, need_grad_scale=need_grad_scale
+            inputs,
+            out,
+            softmax_state,
+            grad_out,
+            grad_lse,
+            backward,
+            need_grad_scale=need_grad_scale,
         )
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
-    grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
-    lse = lse.contiguous()
+    grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
+    lse = lse_of(softmax_state).contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     arguments, alive = call_arguments(inputs)
     _C.attention_backward(

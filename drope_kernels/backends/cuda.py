@@ -18,8 +18,11 @@ from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
     empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
     is_aligned,
 )
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cuda"
@@ -130,9 +133,7 @@ class CudaBackend:
         q, k, v = inputs.q, inputs.k, inputs.v
         keep = save_prepared and inputs.rotation is not None
         out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        state_shape = (2, *q.shape[:3]) if save_prepared else (0,)
-        softmax_state = q.new_empty(state_shape, dtype=torch.float32)
+        lse, softmax_state = empty_lse(q), empty_softmax_state(q, needed=save_prepared)
         q_prepared = q.new_empty(q.shape if keep else (0,))
         k_prepared = q.new_empty(k.shape if keep else (0,))
         arguments, alive = call_arguments(inputs)
@@ -169,7 +170,7 @@ class CudaBackend:
         inputs.q and inputs.k are the rotated ones where the call rotates.
         """
         grads = empty_gradients(inputs, out)
-        grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
+        grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
         out, grad_out = _aligned(out), _aligned(grad_out)
         softmax_state = softmax_state.contiguous()
         arguments, alive = call_arguments(inputs)

@@ -11,13 +11,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from drope_kernels.spec.layout import empty_gradients, empty_in_order_of
-from drope_kernels.spec.packed import Forward, join_backward, join_forward
+from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.spec.packed import Forward, ForwardResults, join_backward, join_forward
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs, Rotation
 from drope_kernels.spec.values import readable
 
 NAME = "reference"
+LOG2E = 1 / math.log(2)
+LN2 = math.log(2)
 
 
 def unavailable() -> str | None:
@@ -113,61 +116,96 @@ def prepare(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     return q.contiguous(), k.contiguous()
 
 
+def exponent(t: Tensor, row_max: Tensor, factor: float | Tensor) -> Tensor:
+    """To base 2, relative to the largest score of the row: at most 0, exactly 0 there.
+
+    The difference comes first, so that no score is too large: what a factor times t is rounded by
+    could be more than the difference of two scores.
+    """
+    return (t - row_max) * factor * LOG2E
+
+
 class _Scores:
-    """s_ij = softcap(scale_i * q'_i . k'_j) in compute precision, heads grouped by kv head."""
+    """t_ij, the scores before the factor that makes them s_ij, in compute precision.
+
+    s_ij = scale_i q'_i . k'_j: t is the product and the factor is the scale. With a softcap t is
+    tanh(s_ij / softcap) and the factor is the softcap. Query heads that share a kv head lie one
+    below the other: rows (B, Hkv, G * Sq, X), keys (B, Hkv, Skv, X), scores (B, Hkv, G * Sq, Skv).
+    """
 
     def __init__(self, inputs: AttentionInputs, q: Tensor, k: Tensor) -> None:
         compute = compute_dtype(q.dtype)
-        mask = visible(inputs)  # (B or 1, Sq, Skv)
-        unseen = ~mask.any(1)[:, None, :, None]
-        self.empty = ~mask.any(2)[:, None, :, None]  # (B or 1, 1, Sq, 1)
-        # Keys that no query sees and queries that see no key may be uninitialised: they must not
-        # reach a product.
-        self.k = k.to(compute).masked_fill(unseen, 0.0)  # (B, Hkv, Skv, D)
-        self.v = inputs.v.to(compute).masked_fill(unseen, 0.0)
-        self.q = self.group(q.to(compute).masked_fill(self.empty, 0.0))  # (B, Hkv, G, Sq, D)
-        self.dot = torch.einsum("bhgid,bhjd->bhgij", self.q, self.k)
+        self.group = q.shape[1] // k.shape[1]
+        self.seen = (
+            visible(inputs).repeat(1, self.group, 1).unsqueeze(1)
+        )  # (B or 1, 1, G * Sq, Skv)
+        self.k, self.v = k.to(compute), inputs.v.to(compute)
+        self.q = self.rows(q.to(compute))
+        self.dot = self.q @ self.k.transpose(-1, -2)
+        scale = inputs.scale
         self.scale: float | Tensor = (
-            self.group(inputs.scale.to(compute)).unsqueeze(-1)
-            if isinstance(inputs.scale, Tensor)
-            else inputs.scale
+            self.rows(scale.to(compute).unsqueeze(-1)) if isinstance(scale, Tensor) else scale
         )
-        s = self.scale * self.dot
+        t, self.factor = self.dot, self.scale
         if inputs.softcap is not None:
-            s = inputs.softcap * torch.tanh(s / inputs.softcap)
-        self.capped = s
-        self.s = s.masked_fill(~mask[:, None, None], -math.inf)
+            t, self.factor = torch.tanh(self.scale * t / inputs.softcap), inputs.softcap
+        self.t = t.masked_fill(~self.seen, -math.inf)
 
-    def group(self, x: Tensor) -> Tensor:
-        """(B, Hq, ...) as (B, Hkv, Hq / Hkv, ...)."""
-        return x.unflatten(1, (self.k.shape[1], -1))
+    def rows(self, x: Tensor) -> Tensor:
+        """(B, Hq, Sq, X) as (B, Hkv, G * Sq, X)."""
+        return x.unflatten(1, (-1, self.group)).flatten(2, 3)
 
-    def probabilities(self, lse: Tensor) -> Tensor:
-        """exp(s - lse), 0 in empty rows. lse (B, Hkv, G, Sq)."""
-        return torch.exp(self.s - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(-1))
+    def heads(self, x: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return x.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    def softmax_state(self) -> tuple[Tensor, Tensor]:
+        """a and L of each row, (B, Hkv, G * Sq, 1); 0 and +inf where it sees no key."""
+        empty = ~self.seen.any(-1, keepdim=True)
+        t = pad(self.t, (0, 1), value=-math.inf)  # calls without keys have a maximum, too
+        row_max = t.amax(-1, keepdim=True).masked_fill(empty, 0.0)
+        row_sum = torch.exp2(exponent(self.t, row_max, self.factor)).sum(-1, keepdim=True)
+        return row_max, row_sum.log2().masked_fill(empty, math.inf)
+
+    def probabilities(self, row_max: Tensor, log_sum: Tensor) -> Tensor:
+        """P = 2 ** (exponent - L), 0 in empty rows and where nothing is seen."""
+        return torch.exp2(exponent(self.t, row_max, self.factor) - log_sum)
 
 
-def forward(
-    inputs: AttentionInputs, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out, lse and, where rotation needs them for backward, q' and k' (else size 0)."""
+def weigh(weight: Tensor, x: Tensor, seen: Tensor) -> Tensor:
+    """weight @ x over pairs that see each other; what is hidden may be NaN, its weight 0.
+
+    weight (..., N, M), x (..., M, X), seen (..., N, M) bool.
+    """
+    finite = x.isfinite()
+    reached = seen.to(x.dtype) @ (~finite).to(x.dtype) > 0  # (..., N, X) by something not finite
+    return torch.where(reached, weight @ x, weight @ x.masked_fill(~finite, 0.0))
+
+
+def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+    """out, lse and, where backward needs them, a and L, q' and k' (else size 0)."""
     if inputs.cu_seqlens_q is not None:
         return join_forward(inputs, forward, save_prepared=save_prepared)
-    q_prepared, k_prepared = prepare(inputs)
+    q, (q_prepared, k_prepared) = inputs.q, prepare(inputs)
     scores = _Scores(inputs, q_prepared, k_prepared)
-    lse = torch.logsumexp(scores.s, dim=-1)
-    acc_o = torch.einsum("bhgij,bhjd->bhgid", scores.probabilities(lse), scores.v).flatten(1, 2)
-    out = empty_in_order_of(inputs.q, acc_o.shape)
-    out.copy_(acc_o)
+    row_max, log_sum = scores.softmax_state()
+    p = scores.probabilities(row_max, log_sum)
+    acc_o = scores.heads(weigh(p, scores.v, scores.seen))
+    out = empty_in_order_of(q, acc_o.shape).copy_(acc_o)
+    row_lse = (row_max.double() * scores.factor + log_sum.double() * LN2).to(row_max.dtype)
+    lse = scores.heads(row_lse.masked_fill(log_sum == math.inf, -math.inf)).squeeze(-1)
+    softmax_state = q.new_empty(0, dtype=lse.dtype)
+    if save_prepared:
+        softmax_state = torch.stack([scores.heads(x).squeeze(-1) for x in (row_max, log_sum)])
     if inputs.rotation is None or not save_prepared:
-        q_prepared, k_prepared = inputs.q.new_empty(0), inputs.q.new_empty(0)
-    return out, lse.flatten(1, 2), q_prepared, k_prepared
+        q_prepared, k_prepared = q.new_empty(0), q.new_empty(0)
+    return out, lse, softmax_state, q_prepared, k_prepared
 
 
 def backward(
     inputs: AttentionInputs,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     *,
@@ -176,23 +214,29 @@ def backward(
     """dq, dk, dv in the input dtype, dscale like the scale tensor. inputs.q, inputs.k: q', k'."""
     if inputs.cu_seqlens_q is not None:
         return join_backward(
-            inputs, out, lse, grad_out, grad_lse, backward, need_grad_scale=need_grad_scale
+            inputs,
+            out,
+            softmax_state,
+            grad_out,
+            grad_lse,
+            backward,
+            need_grad_scale=need_grad_scale,
         )
     scores = _Scores(inputs, inputs.q, inputs.k)
-    lse_grouped = scores.group(lse)
-    p = scores.probabilities(lse_grouped)
-    grad_o = scores.group(grad_out.to(scores.q.dtype).masked_fill(scores.empty, 0.0))
-    grad_v = torch.einsum("bhgij,bhgid->bhjd", p, grad_o)
-    grad_p = torch.einsum("bhgid,bhjd->bhgij", grad_o, scores.v)
-    delta = (p * grad_p).sum(-1)
+    seen, seen_by = scores.seen, scores.seen.transpose(-1, -2)
+    p = scores.probabilities(*(scores.rows(x.unsqueeze(-1)) for x in softmax_state))
+    grad_o = scores.rows(grad_out.to(p.dtype))
+    grad_v = weigh(p.transpose(-1, -2), grad_o, seen_by)
+    grad_p = (grad_o @ scores.v.transpose(-1, -2)).masked_fill(~seen, 0.0)
+    delta = (p * grad_p).sum(-1, keepdim=True)
     if grad_lse is not None:
-        delta = delta - scores.group(grad_lse).masked_fill(lse_grouped == -math.inf, 0.0)
-    grad_s = p * (grad_p - delta.unsqueeze(-1))
+        delta = delta - scores.rows(grad_lse.unsqueeze(-1))
+    grad_s = (p * (grad_p - delta)).masked_fill(~seen, 0.0)
     if inputs.softcap is not None:
-        grad_s = grad_s * (1 - (scores.capped / inputs.softcap) ** 2)
+        grad_s = grad_s * (1 - scores.t.masked_fill(~seen, 0.0) ** 2)
     grad_dot = scores.scale * grad_s
-    grad_q = torch.einsum("bhgij,bhjd->bhgid", grad_dot, scores.k).flatten(1, 2)
-    grad_k = torch.einsum("bhgij,bhgid->bhjd", grad_dot, scores.q)
+    grad_q = scores.heads(weigh(grad_dot, scores.k, seen))
+    grad_k = weigh(grad_dot.transpose(-1, -2), scores.q, seen_by)
     if inputs.rotation is not None:
         q_positions, k_positions = positions_of(inputs)
         grad_q = rotate(grad_q, q_positions, inputs.rotation, inverse=True)
@@ -200,10 +244,10 @@ def backward(
     grads = empty_gradients(inputs, out)
     for rounded, grad in zip(grads, (grad_q, grad_k, grad_v), strict=True):
         rounded.copy_(grad)
-    if need_grad_scale and isinstance(inputs.scale, Tensor):
-        grad_scale = (grad_s * scores.dot).sum(-1).flatten(1, 2).to(inputs.scale.dtype)
-    else:
-        grad_scale = lse.new_empty(0)
+    grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
+    if grad_scale.ndim == 3:
+        terms = (grad_s * scores.dot.masked_fill(~seen, 0.0)).sum(-1, keepdim=True)
+        grad_scale.copy_(scores.heads(terms).squeeze(-1))
     return *grads, grad_scale
 
 
@@ -226,7 +270,7 @@ def append_and_attend(inputs: DecodeInputs, forward: Forward) -> tuple[Tensor, T
         rotation = None
     fits = _append(inputs, k)
     k_rows, v_rows = _rows_in_use(inputs)
-    out, lse, _, _ = forward(
+    out, lse, *_ = forward(
         AttentionInputs(
             q=q,
             k=k_rows,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels.call import validate
+from drope_kernels.call.unserved import served_window
 from drope_kernels.frequencies import constant
 from drope_kernels.rope import DEFAULT_ROPE, Rope
 
@@ -25,6 +26,20 @@ def scale_arguments(scale: float | Tensor | None, q: Tensor) -> tuple[Tensor | N
     if isinstance(scale, Tensor):
         return scale.expand(q.shape[:3]), 1.0
     return None, q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def window_arguments(
+    window: int | tuple[int, int] | None, *, causal: bool
+) -> tuple[int | None, int | None]:
+    """window_left and window_right of the op: keys beside the query's own, None for no limit."""
+    if window is None:
+        return None, None
+    if isinstance(window, tuple):
+        left, right = (None if side == -1 else side for side in window)
+        served_window(left, right, causal=causal)
+    else:
+        left = right = window - 1
+    return left, (None if left is None else 0) if causal else right
 
 
 def rope_arguments(

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from drope_kernels.call.check_values import check_decode_values
 from drope_kernels.call.dispatch import select
-from drope_kernels.call.ops import LIBRARY, clamp_window, without_autocast
-from drope_kernels.spec.layout import empty_in_order_of, is_aligned
+from drope_kernels.call.ops import LIBRARY, without_autocast
+from drope_kernels.call.unserved import refuse_unserved, served_window
+from drope_kernels.spec.layout import empty_in_order_of, empty_lse, is_aligned
 from drope_kernels.spec.spec import AttentionSpec, DecodeInputs, Rotation
 
 LIBRARY.define(
     "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
     "Tensor cache_seqlens, Tensor? page_table, Tensor? scale_rows, float scale, "
-    "SymInt? window, float? softcap, Tensor? kv_start, "
+    "SymInt? window_left, SymInt? window_right, float? softcap, Tensor? key_mask, Tensor? alibi, "
+    "Tensor? kv_start, "
     "Tensor? turns, bool interleaved, float attention_factor, bool rotated_cache, str backend)"
     " -> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -33,15 +35,23 @@ def gather_inputs(
     page_table: Tensor | None,
     scale_rows: Tensor | None,
     scale: float,
-    window: int | None,
+    window_left: int | None,
+    window_right: int | None,
     softcap: float | None,
+    key_mask: Tensor | None,
+    alibi: Tensor | None,
     kv_start: Tensor | None,
     turns: Tensor | None,
     interleaved: bool,
     attention_factor: float,
     rotated_cache: bool,
 ) -> DecodeInputs:
-    """The flat arguments of the op as `DecodeInputs`."""
+    """The flat arguments of the op as `DecodeInputs`.
+
+    Raises:
+        NotImplementedError: an argument that the schema has and no backend serves yet.
+    """
+    refuse_unserved(key_mask=key_mask, alibi=alibi)
     rotation = None
     if turns is not None:
         rotation = Rotation(turns, interleaved, attention_factor, None, None)
@@ -54,7 +64,7 @@ def gather_inputs(
         cache_seqlens,
         page_table,
         scale if scale_rows is None else scale_rows,
-        clamp_window(window),
+        served_window(window_left, window_right, causal=True),
         softcap,
         kv_start,
         rotation,
@@ -103,11 +113,7 @@ def _attention_decode(*call: Any) -> tuple[Tensor, Tensor]:
 def _attention_decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return (
-        empty_in_order_of(q, (*q.shape[:3], v_cache.shape[3])),
-        q.new_empty(q.shape[:3], dtype=lse_dtype),
-    )
+    return empty_in_order_of(q, (*q.shape[:3], v_cache.shape[3])), empty_lse(q)
 
 
 LIBRARY.impl("attention_decode", _attention_decode, "CompositeExplicitAutograd")

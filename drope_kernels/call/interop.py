@@ -35,6 +35,7 @@ __all__ = ["Array"]
 _ARRAYS = frozenset(
     {"q", "k", "v", "k_cache", "v_cache", "scale", "positions", "kv_positions", "q_start"}
     | {"kv_start", "kv_end", "cu_seqlens_q", "cu_seqlens_k", "cache_seqlens", "page_table"}
+    | {"key_mask", "mask", "alibi"}
 )
 _LISTS_OF_ARRAYS = ("outs", "lses")
 _CACHES = ("k_cache", "v_cache")

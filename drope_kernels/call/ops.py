@@ -15,19 +15,22 @@ from torch.autograd.forward_ad import unpack_dual
 
 from drope_kernels.call.check_values import check_values
 from drope_kernels.call.dispatch import select
+from drope_kernels.call.unserved import refuse_unserved, served_window
 from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
     empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
     is_aligned,
 )
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, Rotation
 
 _NOTHING = nullcontext()
-_WIDEST_WINDOW = 2**40  # beyond any two indices; wider ones would overflow an int64 sum with one
 # The arguments both ops share, in order.
 _CALL = (
-    "Tensor? scale_rows, float scale, bool causal, SymInt? window, float? softcap, "
+    "Tensor? scale_rows, float scale, bool causal, SymInt? window_left, SymInt? window_right, "
+    "float? softcap, Tensor? key_mask, Tensor? mask, Tensor? alibi, "
     "Tensor? q_start, SymInt q_offset, Tensor? kv_start, Tensor? kv_end, "
     "Tensor? turns, bool interleaved, float attention_factor, "
     "Tensor? positions, Tensor? kv_positions, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k"
@@ -35,13 +38,14 @@ _CALL = (
 LIBRARY = torch.library.Library("drope", "DEF")
 LIBRARY.define(
     f"attention_fwd(Tensor q, Tensor k, Tensor v, {_CALL}, bool save_prepared, str backend)"
-    " -> (Tensor out, Tensor lse, Tensor q_prepared, Tensor k_prepared)",
+    " -> (Tensor out, Tensor lse, Tensor softmax_state, Tensor q_prepared, Tensor k_prepared)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "attention_bwd(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, "
-    f"Tensor q, Tensor k, Tensor v, {_CALL}, bool need_grad_scale, str backend)"
-    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dscale)",
+    "attention_bwd(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor softmax_state, "
+    f"Tensor q, Tensor k, Tensor v, {_CALL}, "
+    "bool need_grad_scale, bool need_grad_mask, str backend)"
+    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dscale, Tensor dmask)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -53,8 +57,12 @@ def gather_inputs(
     scale_rows: Tensor | None,
     scale: float,
     causal: bool,
-    window: int | None,
+    window_left: int | None,
+    window_right: int | None,
     softcap: float | None,
+    key_mask: Tensor | None,
+    mask: Tensor | None,
+    alibi: Tensor | None,
     q_start: Tensor | None,
     q_offset: int,
     kv_start: Tensor | None,
@@ -67,7 +75,12 @@ def gather_inputs(
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
 ) -> AttentionInputs:
-    """The flat arguments of an op as `AttentionInputs`."""
+    """The flat arguments of an op as `AttentionInputs`.
+
+    Raises:
+        NotImplementedError: an argument that the schema has and no backend serves yet.
+    """
+    refuse_unserved(key_mask=key_mask, mask=mask, alibi=alibi)
     rotation = None
     if turns is not None:
         rotation = Rotation(
@@ -79,7 +92,7 @@ def gather_inputs(
         v,
         scale if scale_rows is None else scale_rows,
         causal,
-        clamp_window(window),
+        served_window(window_left, window_right, causal=causal),
         softcap,
         q_offset if q_start is None else q_start,
         kv_start,
@@ -88,11 +101,6 @@ def gather_inputs(
         cu_seqlens_q,
         cu_seqlens_k,
     )
-
-
-def clamp_window(window: int | None) -> int | None:
-    """No window is wider than any two indices are apart."""
-    return None if window is None else torch.sym_min(window, _WIDEST_WINDOW)
 
 
 def _as_float(positions: Tensor | None) -> Tensor | None:
@@ -143,13 +151,13 @@ def _attention_bwd(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *call: Any,
 ) -> tuple[Tensor, ...]:
-    *shared, need_grad_scale, backend = call
+    *shared, need_grad_scale, _, backend = call
     inputs = gather_inputs(q, k, v, *shared)
     chosen = select(spec_of(inputs, needs_grad=True), backend)
     if grad_out.stride(-1) != 1:  # gradients of sums arrive expanded
@@ -157,9 +165,10 @@ def _attention_bwd(
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
     with without_autocast(q.device.type):
-        return chosen.backward(
-            inputs, out, lse, grad_out, grad_lse, need_grad_scale=need_grad_scale
+        grads = chosen.backward(
+            inputs, out, softmax_state, grad_out, grad_lse, need_grad_scale=need_grad_scale
         )
+    return *grads, softmax_state.new_empty(0)  # no mask is served, so none has a gradient
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -168,13 +177,15 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def _attention_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, ...]:
-    save = call[-2] and call[9] is not None  # save_prepared, turns
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    *shared, save_prepared, _ = call
+    rotates = gather_inputs(q, k, v, *shared).rotation is not None
+    keep = save_prepared and rotates
     return (
         empty_in_order_of(q, (*q.shape[:3], v.shape[3])),
-        q.new_empty(q.shape[:3], dtype=lse_dtype),
-        q.new_empty(q.shape if save else (0,)),
-        q.new_empty(k.shape if save else (0,)),
+        empty_lse(q),
+        empty_softmax_state(q, needed=save_prepared),
+        q.new_empty(q.shape if keep else (0,)),
+        q.new_empty(k.shape if keep else (0,)),
     )
 
 
@@ -182,15 +193,16 @@ def _attention_bwd_fake(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *call: Any,
 ) -> tuple[Tensor, ...]:
-    *shared, need_grad_scale, _ = call
+    *shared, need_grad_scale, _, _ = call
     inputs = gather_inputs(q, k, v, *shared)
-    return *empty_gradients(inputs, out), empty_grad_scale(inputs, lse, needed=need_grad_scale)
+    dscale = empty_grad_scale(inputs, needed=need_grad_scale)
+    return *empty_gradients(inputs, out), dscale, softmax_state.new_empty(0)
 
 
 class _Attention(torch.autograd.Function):
@@ -202,23 +214,24 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = attention_fwd(*arguments)
         q, k, v, *shared, _, ctx.backend = arguments
-        out, lse, q_prepared, k_prepared = output
+        with torch._C._AutoDispatchBelowAutograd():
+            output = attention_fwd(q, k, v, *shared, True, ctx.backend)
+        out, _, softmax_state, q_prepared, k_prepared = output
         if q_prepared.shape == q.shape:
             q, k = q_prepared, k_prepared
         ctx.is_tensor = [isinstance(x, Tensor) for x in shared]
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in shared]
-        ctx.save_for_backward(out, lse, q, k, v, *(x for x in shared if isinstance(x, Tensor)))
-        ctx.mark_non_differentiable(q_prepared, k_prepared)
+        tensors = [x for x in shared if isinstance(x, Tensor)]
+        ctx.save_for_backward(out, softmax_state, q, k, v, *tensors)
+        ctx.mark_non_differentiable(softmax_state, q_prepared, k_prepared)
         ctx.set_materialize_grads(False)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        grad_out, grad_lse, _, _ = grads
-        out, lse, q, k, v, *tensors = ctx.saved_tensors
+        grad_out, grad_lse, *_ = grads
+        out, softmax_state, q, k, v, *tensors = ctx.saved_tensors
         remaining = iter(tensors)
         shared = [
             next(remaining) if is_tensor else number
@@ -227,8 +240,9 @@ class _Attention(torch.autograd.Function):
         need_grad_scale = ctx.needs_input_grad[3]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        dq, dk, dv, dscale = attention_bwd(
-            grad_out, grad_lse, out, lse, q, k, v, *shared, need_grad_scale, ctx.backend
+        results = (out, softmax_state)
+        dq, dk, dv, dscale, _ = attention_bwd(
+            grad_out, grad_lse, *results, q, k, v, *shared, need_grad_scale, False, ctx.backend
         )
         unused = [None] * (len(shared) + 1)  # all but scale_rows, and save_prepared, backend
         return dq, dk, dv, dscale if need_grad_scale else None, *unused

@@ -19,6 +19,7 @@ class Array(Protocol):
         ...
 
 
+Window = int | tuple[int, int] | None  # W keys, its own included, or (left, right) beside it
 A = TypeVar("A", bound=Array)  # all arrays of one call are one kind, its results too
 
 
@@ -28,8 +29,10 @@ class PackedOptions(TypedDict, Generic[A], total=False):
     rope: Rope | bool
     causal: bool
     scale: float | A | None
-    window: int | None
+    window: Window
     softcap: float | None
+    key_mask: A | None
+    alibi: A | None
     positions: A | None
     kv_positions: A | None
     backend: str
@@ -38,6 +41,7 @@ class PackedOptions(TypedDict, Generic[A], total=False):
 class AttentionOptions(PackedOptions[A], Generic[A], total=False):
     """The keyword arguments of `attention`, apart from return_lse."""
 
+    mask: A | None
     q_start: int | A | None
     kv_start: A | None
     kv_end: A | None
@@ -52,7 +56,9 @@ class DecodeOptions(TypedDict, Generic[A], total=False):
     rope: Rope | bool
     cache: Literal["raw", "rotated"]
     scale: float | A | None
-    window: int | None
+    window: Window
     softcap: float | None
+    key_mask: A | None
+    alibi: A | None
     kv_start: A | None
     backend: str

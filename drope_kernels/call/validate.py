@@ -173,19 +173,41 @@ def _check_storage(name: str, x: Tensor) -> None:
 def check_switches(causal: object, window: object, softcap: object, backend: object) -> None:
     """The Python numbers and names that shape a call."""
     check_flag("causal", causal)
-    if window is not None:
+    if isinstance(window, tuple):
+        _check_sides(window)
+    elif window is not None:
         _check_int("window", window, "a number of keys", "None turns it off")
         if window < 1:  # type: ignore[operator]
             raise ValueError(
                 f"window: expected at least 1 key (the query's own), got {window}; None turns it "
                 "off"
             )
-        if isinstance(window, int) and window >= 2**63:
-            raise ValueError(f"window: expected an int64, got {window}; None turns it off")
+        _check_int64("window", window)
     if softcap is not None:
         check_positive("softcap", softcap, "None turns it off")
     if not isinstance(backend, str):
         raise TypeError(f'backend: expected a name, got {type(backend).__name__}; try "auto"')
+
+
+def _check_sides(window: tuple[object, ...]) -> None:
+    """(left, right): numbers of keys beside the query's own."""
+    if len(window) != 2:
+        raise ValueError(
+            f"window: expected a number of keys or (left, right), got {len(window)} numbers; say "
+            "how many keys beside its own a query sees on either side, -1 for no limit"
+        )
+    for side in window:
+        _check_int("window", side, "numbers of keys (left, right)", "-1 is no limit")
+        if side < -1:  # type: ignore[operator]
+            raise ValueError(
+                f"window: expected 0 or more keys on either side, got {window}; -1 is no limit"
+            )
+        _check_int64("window", side)
+
+
+def _check_int64(name: str, x: object) -> None:
+    if isinstance(x, int) and x >= 2**63:
+        raise ValueError(f"{name}: expected an int64, got {x}; None turns it off")
 
 
 def check_positive(name: str, x: object, remedy: str) -> None:

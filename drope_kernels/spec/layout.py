@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from drope_kernels.spec.spec import AttentionInputs
@@ -50,8 +51,29 @@ def empty_gradients(inputs: AttentionInputs, out: Tensor) -> tuple[Tensor, Tenso
     )
 
 
-def empty_grad_scale(inputs: AttentionInputs, lse: Tensor, *, needed: bool) -> Tensor:
+def empty_grad_scale(inputs: AttentionInputs, *, needed: bool) -> Tensor:
     """An uninitialised dscale (B, Hq, Sq) in the scale's dtype, size 0 if not needed."""
-    if needed and isinstance(inputs.scale, Tensor):
-        return lse.new_empty(lse.shape, dtype=inputs.scale.dtype)
-    return lse.new_empty((0,))
+    q, scale = inputs.q, inputs.scale
+    if needed and isinstance(scale, Tensor):
+        return q.new_empty(q.shape[:3], dtype=scale.dtype)
+    return q.new_empty((0,), dtype=row_dtype(q))
+
+
+def row_dtype(q: Tensor) -> torch.dtype:
+    """Of numbers that each query has one of, such as lse: float32, for float64 inputs float64."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def empty_lse(q: Tensor) -> Tensor:
+    """An uninitialised lse (B, Hq, Sq)."""
+    return q.new_empty(q.shape[:3], dtype=row_dtype(q))
+
+
+def empty_softmax_state(q: Tensor, *, needed: bool) -> Tensor:
+    """An uninitialised softmax_state (2, B, Hq, Sq), what backward knows of each row; else size 0.
+
+    [0] is a, the largest score t that the row saw (or one within 8 octaves of it), before the
+    factor c' that makes it an exponent; 0 where the row saw no key. [1] is L, the logarithm to base
+    2 of the row's sum of 2 ** (c' (t - a)); +inf where it saw no key.
+    """
+    return q.new_empty((2, *q.shape[:3]) if needed else (0,), dtype=row_dtype(q))

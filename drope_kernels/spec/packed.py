@@ -7,29 +7,38 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from drope_kernels.spec.layout import empty_grad_scale, empty_gradients, empty_in_order_of
+from drope_kernels.spec.layout import (
+    empty_grad_scale,
+    empty_gradients,
+    empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
+)
 from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
+
+ForwardResults = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Forward(Protocol):
-    """The forward of a backend."""
+    """The forward of a backend: out, lse and what backward needs, softmax_state and q' and k'.
 
-    def __call__(
-        self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    softmax_state is (2, B, Hq, Sq) as in `empty_softmax_state`; it has size 0 unless save_prepared,
+    q' and k' also where the call does not rotate.
+    """
+
+    def __call__(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults: ...
 
 
 class Backward(Protocol):
-    """The backward of a backend."""
+    """The backward of a backend: dq, dk, dv, and dscale (size 0 unless asked for)."""
 
     def __call__(
         self,
         inputs: AttentionInputs,
         out: Tensor,
-        lse: Tensor,
+        softmax_state: Tensor,
         grad_out: Tensor,
         grad_lse: Tensor | None,
         *,
@@ -82,29 +91,31 @@ def segments(inputs: AttentionInputs) -> Iterator[tuple[slice, slice, AttentionI
 
 def join_forward(
     inputs: AttentionInputs, forward: Forward, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> ForwardResults:
     """`forward` of each sequence, written into the packed results."""
     q, k, v = inputs.q, inputs.k, inputs.v
-    save_prepared = save_prepared and inputs.rotation is not None
+    keep = save_prepared and inputs.rotation is not None
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = q.new_empty(q.shape[:3], dtype=lse_dtype)
-    q_prepared = q.new_empty(q.shape if save_prepared else (0,))
-    k_prepared = q.new_empty(k.shape if save_prepared else (0,))
+    lse = empty_lse(q)
+    softmax_state = empty_softmax_state(q, needed=save_prepared)
+    q_prepared = q.new_empty(q.shape if keep else (0,))
+    k_prepared = q.new_empty(k.shape if keep else (0,))
     for rows, keys, segment in segments(inputs):
         part = forward(segment, save_prepared=save_prepared)
         out[:, :, rows] = part[0]
         lse[:, :, rows] = part[1]
         if save_prepared:
-            q_prepared[:, :, rows] = part[2]
-            k_prepared[:, :, keys] = part[3]
-    return out, lse, q_prepared, k_prepared
+            softmax_state[..., rows] = part[2]
+        if keep:
+            q_prepared[:, :, rows] = part[3]
+            k_prepared[:, :, keys] = part[4]
+    return out, lse, softmax_state, q_prepared, k_prepared
 
 
 def join_backward(
     inputs: AttentionInputs,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     backward: Backward,
@@ -113,12 +124,12 @@ def join_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`backward` of each sequence, written into the packed gradients."""
     grads = empty_gradients(inputs, out)
-    grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
+    grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
     for rows, keys, segment in segments(inputs):
         part = backward(
             segment,
             out[:, :, rows],
-            lse[:, :, rows],
+            softmax_state[..., rows],
             grad_out[:, :, rows],
             None if grad_lse is None else grad_lse[:, :, rows],
             need_grad_scale=need_grad_scale,

@@ -292,12 +292,12 @@ def test_workspace_is_torchs_memory() -> None:
 def test_backward_sends_aligned_gradients_and_the_switch(deterministic: bool) -> None:
     device, inputs = Device((9, 0)), call_inputs()
     backend = CudaBackend(device, "cpu")
-    out, lse = torch.zeros(2, 4, 5, 8, dtype=torch.bfloat16), torch.zeros(2, 4, 5)
+    out, state = torch.zeros(2, 4, 5, 8, dtype=torch.bfloat16), torch.zeros(2, 2, 4, 5)
     odd = torch.zeros(2, 4, 5, 12, dtype=torch.bfloat16)[..., :8]
     expanded = torch.zeros(8, dtype=torch.bfloat16).expand(2, 4, 5, 8)
     torch.use_deterministic_algorithms(deterministic)
     for grad_out in (odd, expanded):
-        backend.backward(inputs, out, lse, grad_out, None, need_grad_scale=False)
+        backend.backward(inputs, out, state, grad_out, None, need_grad_scale=False)
     (_, of_odd), (_, of_expanded) = device.calls
     assert of_odd["grad_out"][1:] == (160, 40, 8)
     assert of_expanded["grad_out"] == (expanded.data_ptr(), 0, 0, 0)

@@ -147,7 +147,7 @@ def test_checkpointing_gives_identical_gradients(backend: str, use_reentrant: bo
 def test_prepared_tensors_are_kept_only_for_a_backward_with_rope() -> None:
     def sizes(operands: list[Tensor], **options: Any) -> list[int]:
         _, _, results = recorded(operands, "reference", **options).calls[0]
-        return [results[2].numel(), results[3].numel()]
+        return [results[3].numel(), results[4].numel()]
 
     operands = qkv()
     constant = [x.detach() for x in operands]

@@ -54,12 +54,12 @@ def prepare(name: str, backend: Any) -> Callable[[], object]:
 
 
 def train(inputs: AttentionInputs, backend: Any) -> None:
-    out, lse, q, k = backend.forward(inputs, save_prepared=True)
+    out, lse, softmax_state, q, k = backend.forward(inputs, save_prepared=True)
     if inputs.rotation is not None:
         inputs = replace(inputs, q=q, k=k)
     need_grad_scale = isinstance(inputs.scale, Tensor)
     grads = torch.empty_like(out), torch.empty_like(lse)
-    backend.backward(inputs, out, lse, *grads, need_grad_scale=need_grad_scale)
+    backend.backward(inputs, out, softmax_state, *grads, need_grad_scale=need_grad_scale)
 
 
 def values(*shape: int, dtype: torch.dtype) -> Tensor:

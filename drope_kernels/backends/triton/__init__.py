@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drope_kernels.backends.triton.params import MAX_SEQLEN
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "triton"
@@ -71,11 +72,9 @@ class TritonBackend:
             reason = _too_old(spec.device_index)
         return reason or _unsupported(spec)
 
-    def forward(
-        self, inputs: AttentionInputs, *, save_prepared: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
-        results: tuple[Tensor, Tensor, Tensor, Tensor]
+    def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+        """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
+        results: ForwardResults
         results = _launcher("forward").forward(inputs, save_prepared=save_prepared)
         return results
 
@@ -83,7 +82,7 @@ class TritonBackend:
         self,
         inputs: AttentionInputs,
         out: Tensor,
-        lse: Tensor,
+        softmax_state: Tensor,
         grad_out: Tensor,
         grad_lse: Tensor | None,
         *,
@@ -95,7 +94,7 @@ class TritonBackend:
         """
         results: tuple[Tensor, Tensor, Tensor, Tensor]
         results = _launcher("backward").backward(
-            inputs, out, lse, grad_out, grad_lse, need_grad_scale=need_grad_scale
+            inputs, out, softmax_state, grad_out, grad_lse, need_grad_scale=need_grad_scale
         )
         return results
 

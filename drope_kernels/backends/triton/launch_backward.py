@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from drope_kernels.backends.lse_state import lse_of
 from drope_kernels.backends.triton.backward import backward_kernel
 from drope_kernels.backends.triton.backward_dq import backward_dq_kernel
 from drope_kernels.backends.triton.config import (
@@ -50,7 +51,7 @@ _TALLEST_TILE = 128  # of queries
 def backward(
     inputs: AttentionInputs,
     out: Tensor,
-    lse: Tensor,
+    softmax_state: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     *,
@@ -61,7 +62,8 @@ def backward(
     inputs.q and inputs.k are the rotated ones where the call rotates.
     """
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
-    grad_scale = empty_grad_scale(inputs, lse, needed=need_grad_scale)
+    grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
+    lse = lse_of(softmax_state)
     with on_device_of(lse):
         call = _Call(inputs, short_rows(grad_out))
         if lse.numel():

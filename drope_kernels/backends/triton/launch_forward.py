@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drope_kernels.backends.lse_state import state_of
 from drope_kernels.backends.triton.config import ForwardConfig, forward_config, prepare_config
 from drope_kernels.backends.triton.forward import forward_kernel
 from drope_kernels.backends.triton.launch import (
@@ -32,13 +33,12 @@ from drope_kernels.backends.triton.prepare import prepare_kernel
 from drope_kernels.backends.triton.schedule import TileSchedule, tile_schedule
 from drope_kernels.backends.triton.unspecialized import unspecialized
 from drope_kernels.spec.layout import empty_in_order_of
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs
 
 
-def forward(
-    inputs: AttentionInputs, *, save_prepared: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), rotated q and k (size 0 unless kept)."""
+def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
+    """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (size 0 unless kept)."""
     q, k, v, rotation = inputs.q, inputs.k, inputs.v, inputs.rotation
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -48,7 +48,8 @@ def forward(
         k_prepared = k if rotation is None else prepare_keys(inputs)
         if lse.numel():
             attend(inputs, k_prepared, out, lse, q_prepared if keep else None)
-    return out, lse, q_prepared, k_prepared if keep else q.new_empty(0)
+    softmax_state = state_of(lse, needed=save_prepared)
+    return out, lse, softmax_state, q_prepared, k_prepared if keep else q.new_empty(0)
 
 
 def prepare_keys(inputs: AttentionInputs) -> Tensor:

@@ -78,8 +78,8 @@ def rotation() -> Rotation:
 
 
 def check_forward(backend: EmulatedBackend, inputs: AttentionInputs) -> None:
-    out, _, _, _ = backend.forward(inputs, save_prepared=False)
-    expected, _, _, _ = reference.forward(inputs, save_prepared=False)
+    out, *_ = backend.forward(inputs, save_prepared=False)
+    expected, *_ = reference.forward(inputs, save_prepared=False)
     torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
 
 
@@ -136,10 +136,10 @@ def test_backward_needs_terms_of_queries_and_unless_deterministic_sums_of_dq(
     sm80: EmulatedBackend, deterministic: bool
 ) -> None:
     inputs = dense(rows=128, keys=128)
-    out, lse, _, _ = sm80.forward(inputs, save_prepared=True)
+    out, _, state, _, _ = sm80.forward(inputs, save_prepared=True)
     torch.use_deterministic_algorithms(deterministic)
     sizes = asked_for(
-        sm80, lambda: sm80.backward(inputs, out, lse, out, None, need_grad_scale=False)
+        sm80, lambda: sm80.backward(inputs, out, state, out, None, need_grad_scale=False)
     )
     rows = 2 * 4 * 128
     terms, sums = rows * 16, rows * 64 * 4  # four float32 of each query; dq
