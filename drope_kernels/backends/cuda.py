@@ -195,7 +195,7 @@ class CudaBackend:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
         k_cache, v_cache = inputs.k_cache, inputs.v_cache
         out = empty_in_order_of(inputs.q, (*inputs.q.shape[:3], v_cache.shape[3]))
-        lse = inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
+        lse = empty_lse(inputs.q)
         # A few rows each: a copy costs less than another backend would.
         q = _aligned(inputs.q)
         k, v = (None if x is None else _aligned(x) for x in (inputs.k, inputs.v))

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kDeltaThreads)
     const int64_t index = first_query_index(params, s, work.head) + query;
     const float grad_lse = params.grad_lse != nullptr ? params.grad_lse[index] : 0.0f;
     const int64_t num_rows = params.batch * params.num_heads_q * params.seqlen_q;
-    terms = {query_scale_log2(params, s, work.head, query), params.softmax_state[index],
+    terms = {query_scale(params, s, work.head, query) * kLog2E, params.softmax_state[index],
              params.softmax_state[num_rows + index], sum - grad_lse};
   }
   workspace.terms[first_padded_index<BLOCK_Q>(params, workspace, s, work.head) + query] = terms;

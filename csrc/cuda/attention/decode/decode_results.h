@@ -12,7 +12,7 @@ namespace drope::cuda {
 
 __device__ __forceinline__ float scale_log2_of(const AttentionDecodeParams& params,
                                                const DecodeWork& work, int row) {
-  return row_scale_log2(params, work.rows.batch, work.rows.head(row), work.rows.query(row));
+  return logit_scale(params, work.rows.batch, work.rows.head(row), work.rows.query(row)) * kLog2E;
 }
 
 __device__ __forceinline__ void store_state(const AttentionDecodeParams& params,

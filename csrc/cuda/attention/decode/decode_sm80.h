@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
 #pragma unroll
     for (int h = 0; h < tile::kRowsPerThread; ++h) {
       const int row = min(16 * m + tile::accumulator_row(h), rows.num_rows - 1);
-      softmax[m].scale_log2[h] = query_scale_log2(params, s, rows.head(row), rows.query(row));
+      softmax[m].scale_log2[h] = query_scale(params, s, rows.head(row), rows.query(row)) * kLog2E;
     }
   }
   ptx::cp_async_wait_group<kStages - 1>();

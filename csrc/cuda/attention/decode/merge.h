@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMergeThreads)
 
   const int64_t query = row % params.seqlen_q, head_row = row / params.seqlen_q;
   const int64_t head = head_row % params.num_heads_q, batch = head_row / params.num_heads_q;
-  const float scale_log2 = row_scale_log2(params, batch, head, query);
+  const float scale_log2 = logit_scale(params, batch, head, query) * kLog2E;
   const float* const part_max = params.partial_state + row;
   const float* const part_sum = part_max + num_splits * num_rows;
   const float* const part_out = params.partial_out + row * params.head_dim_v + 8 * chunk;

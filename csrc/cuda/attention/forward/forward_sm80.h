@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
 #pragma unroll
     for (int h = 0; h < tile::kRowsPerThread; ++h) {
       const int query = work.first_row + warp_row + 16 * m + tile::accumulator_row(h);
-      softmax[m].scale_log2[h] = query_scale_log2(params, work.sequence, work.head, query);
+      softmax[m].scale_log2[h] = query_scale(params, work.sequence, work.head, query) * kLog2E;
     }
   }
 

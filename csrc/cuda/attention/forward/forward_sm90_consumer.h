@@ -187,7 +187,7 @@ struct ForwardConsumer {
 #pragma unroll
     for (int h = 0; h < tile::kRowsPerThread; ++h) {
       const int query = work.first_row + warp_row + tile::accumulator_row(h);
-      softmax.scale_log2[h] = query_scale_log2(params, work.sequence, work.head, query);
+      softmax.scale_log2[h] = query_scale(params, work.sequence, work.head, query) * kLog2E;
     }
     float acc_o[HEAD_DIM / 2] = {};
     if (work.kv_blocks.empty()) {

@@ -73,19 +73,18 @@ __device__ __forceinline__ void scale_rows(float (&acc)[kSize],
   for (int i = 0; i < kSize; ++i) acc[i] *= factor[i / 2 % 2];
 }
 
-// c' of a row of q: its logit scale times log2(e).
-__device__ __forceinline__ float row_scale_log2(const AttentionParams& params, int64_t batch,
-                                                int64_t head, int64_t row) {
-  if (params.scale_rows == nullptr) return params.scale * kLog2E;
+// The logit scale of a row of q.
+__device__ __forceinline__ float logit_scale(const AttentionParams& params, int64_t batch,
+                                             int64_t head, int64_t row) {
+  if (params.scale_rows == nullptr) return params.scale;
   return params.scale_rows[batch * params.stride_scale_batch + head * params.stride_scale_head +
-                           row * params.stride_scale_row] *
-         kLog2E;
+                           row * params.stride_scale_row];
 }
 
 // Of a query of a sequence; queries past the last one repeat it.
-__device__ __forceinline__ float query_scale_log2(const AttentionParams& params, const Sequence& s,
-                                                  int64_t head, int query) {
-  return row_scale_log2(params, s.batch, head, s.first_q + min(query, s.seqlen_q - 1));
+__device__ __forceinline__ float query_scale(const AttentionParams& params, const Sequence& s,
+                                             int64_t head, int query) {
+  return logit_scale(params, s.batch, head, s.first_q + min(query, s.seqlen_q - 1));
 }
 
 // a, L and lse of a query; index: in (batch, num_heads_q, seqlen_q).
