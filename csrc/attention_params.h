@@ -69,9 +69,9 @@ struct AttentionForwardParams : AttentionParams {
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   // (batch, num_heads_q, seqlen_q) contiguous, natural log, -inf for empty rows.
   float* lse = nullptr;
-  // (2, batch, num_heads_q, seqlen_q) contiguous: of each row the reference a, the maximum of its
-  // scores t or near it, then L = log2 of its sum of 2^exponent. Empty rows: 0, inf. Null: not
-  // saved.
+  // (2, batch, num_heads_q, seqlen_q) contiguous, what backward needs of a row: a, the largest score
+  // t that it sees or one near it, then L = log2 of its sum of 2^exponent. Empty rows: 0, inf. Null:
+  // not saved.
   float* softmax_state = nullptr;
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
@@ -107,7 +107,9 @@ struct AttentionDecodeParams : AttentionParams {
   int64_t num_splits = 1;  // the keys of a row are shared by so many blocks
   // Unused when num_splits is 1.
   float* partial_out = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q, head_dim_v)
-  float* partial_lse = nullptr;  // (num_splits, batch, num_heads_q, seqlen_q)
+  // (2, num_splits, batch, num_heads_q, seqlen_q): a_i of the part's keys, then the sum of
+  // 2^(c'_i (t_ij - a_i)) over them, 0 where there are none.
+  float* partial_state = nullptr;
 };
 
 // q and k of a backward call are the prepared ones; dq and dk leave un-rotated.

@@ -13,6 +13,7 @@ void cuda_attention_forward(const py::kwargs& arguments) {
   read_packed(in, p);
   in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
   p.lse = in.pointer<float>("lse");
+  p.softmax_state = in.pointer<float>("softmax_state");
   p.q_prepared = in.pointer<void>("q_prepared");
   p.k_prepared = in.pointer<void>("k_prepared");
   CudaLaunch launch(in);
@@ -25,7 +26,7 @@ void cuda_attention_forward(const py::kwargs& arguments) {
 void register_cuda_attention_forward(py::module_& module) {
   module.def("cuda_attention_forward", &cuda_attention_forward,
              "CUDA forward pass, asynchronous on the stream; writes out, lse and, where given, "
-             "q_prepared and k_prepared.");
+             "softmax_state, q_prepared and k_prepared.");
 }
 
 }  // namespace drope

@@ -109,7 +109,7 @@ AttentionDecodeParams split_decode(const AttentionDecodeParams& params, Workspac
   if (p.num_splits > 1) {
     const int64_t num_rows = p.num_splits * p.batch * p.num_heads_q * p.seqlen_q;
     p.partial_out = workspace.take<float>(num_rows * p.head_dim_v);
-    p.partial_lse = workspace.take<float>(num_rows);
+    p.partial_state = workspace.take<float>(2 * num_rows);
   }
   return p;
 }

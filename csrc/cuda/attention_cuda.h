@@ -29,7 +29,7 @@ int64_t attention_decode_workspace_bytes(const AttentionDecodeParams& params,
 // fails. The device then stays usable: the failed launch has not run.
 void attention_forward_cuda(const AttentionForwardParams& params, const CudaOptions& options);
 void attention_backward_cuda(const AttentionBackwardParams& params, const CudaOptions& options);
-// params' num_splits, partial_out and partial_lse are chosen here.
+// params' num_splits, partial_out and partial_state are chosen here.
 void attention_decode_cuda(const AttentionDecodeParams& params, const CudaOptions& options);
 
 }  // namespace drope::cuda

@@ -2,6 +2,7 @@
 // counts the bytes and hands out the pieces.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "attention_params.h"
@@ -29,13 +30,12 @@ class Workspace {
   int64_t num_bytes_ = 0;
 };
 
-// A query besides its channels. dS is rounded to 16 bits between two products as ratio dS, whose
-// size does not depend on head_dim.
+// A query besides its channels.
 struct alignas(16) QueryTerms {
   float scale_log2;  // scale_i log2(e)
-  float lse_log2;    // lse_i log2(e); inf where no key is seen, or no query is: p is 0 then
+  float row_max;     // a_i
+  float log2_sum;    // L_i; inf where no key is seen, or no query is: p is 0 then
   float delta;
-  float ratio;  // scale_i sqrt(head_dim): 1 where scale_i is the default
 };
 
 // What the backward kernels of a call share. The queries of each batch row, or packed sequence,
@@ -43,7 +43,10 @@ struct alignas(16) QueryTerms {
 struct BackwardWorkspace {
   bool deterministic = false;  // sums are formed in one order; else grad_q_sum is added to
   int64_t num_q_blocks = 0;
-  QueryTerms* terms = nullptr;  // (batch, num_heads_q, num_q_blocks * BLOCK_Q)
+  // dS is rounded to 16 bits between two products as ratio dS, ratio_i = scale_i sqrt(head_dim),
+  // whose size does not depend on head_dim: it is 1 where scale_i is the default.
+  float ratio_of_scale_log2 = 0.0f;  // sqrt(head_dim) ln 2
+  QueryTerms* terms = nullptr;       // (batch, num_heads_q, num_q_blocks * BLOCK_Q)
   // (batch, num_heads_q, num_q_blocks, BLOCK_Q * HEAD_DIM) sums of dq before the rotation is
   // undone, in the order of grad_q.h; null if deterministic.
   float* grad_q_sum = nullptr;
@@ -57,6 +60,8 @@ inline BackwardWorkspace backward_workspace(const AttentionBackwardParams& p, bo
   const int64_t num_seqs = p.cu_seqlens_q != nullptr ? p.num_seqs : 0;
   BackwardWorkspace parts;
   parts.deterministic = deterministic;
+  constexpr float kLn2 = 0.693147180559945309f;
+  parts.ratio_of_scale_log2 = std::sqrt(static_cast<float>(p.head_dim)) * kLn2;
   parts.num_q_blocks = ceil_div(p.seqlen_q, block_q) + num_seqs;
   const int64_t num_rows = p.batch * p.num_heads_q * parts.num_q_blocks * block_q;
   parts.terms = workspace.take<QueryTerms>(num_rows);

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from drope_kernels import _C
 from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
-from drope_kernels.backends.lse_state import lse_of, state_of
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
     empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
     is_aligned,
 )
 from drope_kernels.spec.packed import ForwardResults
@@ -132,7 +133,7 @@ class CudaBackend:
         q, k, v = inputs.q, inputs.k, inputs.v
         keep = save_prepared and inputs.rotation is not None
         out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        lse, softmax_state = empty_lse(q), empty_softmax_state(q, needed=save_prepared)
         q_prepared = q.new_empty(q.shape if keep else (0,))
         k_prepared = q.new_empty(k.shape if keep else (0,))
         arguments, alive = call_arguments(inputs)
@@ -140,14 +141,15 @@ class CudaBackend:
         arguments |= {
             "out": strided(out),
             "lse": lse.data_ptr(),
+            "softmax_state": softmax_state.data_ptr() if save_prepared else 0,
             "q_prepared": q_prepared.data_ptr() if keep else 0,
             "k_prepared": k_prepared.data_ptr() if keep else 0,
             "family": self._family(q, v),
             "deterministic": True,
         }
-        tensors = [q, k, v, out, lse, q_prepared, k_prepared, *alive]
+        tensors = [q, k, v, out, lse, softmax_state, q_prepared, k_prepared, *alive]
         self.launch("cuda_attention_forward", arguments, tensors)
-        return out, lse, state_of(lse, needed=save_prepared), q_prepared, k_prepared
+        return out, lse, softmax_state, q_prepared, k_prepared
 
     def _family(self, q: Tensor, v: Tensor) -> int:
         capability = self.capability(q.device.index or 0)
@@ -170,14 +172,14 @@ class CudaBackend:
         grads = empty_gradients(inputs, out)
         grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
         out, grad_out = _aligned(out), _aligned(grad_out)
-        lse = lse_of(softmax_state).contiguous()
+        softmax_state = softmax_state.contiguous()
         arguments, alive = call_arguments(inputs)
         if grad_lse is not None:
             alive.append(grad_lse.contiguous())
         arguments |= {
             "out": strided(out),
             "grad_out": strided(grad_out),
-            "lse": lse.data_ptr(),
+            "softmax_state": softmax_state.data_ptr(),
             "grad_lse": 0 if grad_lse is None else alive[-1].data_ptr(),
             **{f"grad_{name}": strided(x) for name, x in zip("qkv", grads, strict=True)},
             "grad_scale": grad_scale.data_ptr() if grad_scale.numel() else 0,
@@ -185,7 +187,7 @@ class CudaBackend:
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
         arguments |= _packed_arguments(inputs, alive)
-        operands = [inputs.q, inputs.k, inputs.v, out, lse, grad_out]
+        operands = [inputs.q, inputs.k, inputs.v, out, softmax_state, grad_out]
         self.launch("cuda_attention_backward", arguments, [*operands, *grads, grad_scale, *alive])
         return *grads, grad_scale
 
@@ -193,7 +195,7 @@ class CudaBackend:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq); the caches are written in place."""
         k_cache, v_cache = inputs.k_cache, inputs.v_cache
         out = empty_in_order_of(inputs.q, (*inputs.q.shape[:3], v_cache.shape[3]))
-        lse = inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
+        lse = empty_lse(inputs.q)
         # A few rows each: a copy costs less than another backend would.
         q = _aligned(inputs.q)
         k, v = (None if x is None else _aligned(x) for x in (inputs.k, inputs.v))

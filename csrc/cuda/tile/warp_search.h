@@ -38,6 +38,10 @@ __device__ __forceinline__ unsigned lanes_where(bool predicate) {
   return __ballot_sync(0xffffffffu, predicate);
 }
 
+__device__ __forceinline__ bool all_lanes(bool predicate) {
+  return __all_sync(0xffffffffu, predicate) != 0;
+}
+
 // The first lane whose predicate holds; kWarpSize when none does.
 __device__ __forceinline__ int first_lane(bool predicate) {
   const unsigned lanes = lanes_where(predicate);

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
                                  at.q_block * BLOCK_Q + slice);
         }
       }
-      softmax_backward_transposed(acc_s, acc_dp, smem.terms + slice);
+      softmax_backward_transposed(acc_s, acc_dp, smem.terms + slice, workspace.ratio_of_scale_log2);
 
       tile::multiply_p_b(T{}, acc_dv, acc_s, smem.grad_out, slice, warp_col / 16);
       tile::multiply_p_b(T{}, acc_dk, acc_dp, smem.q, slice, warp_col / 16);

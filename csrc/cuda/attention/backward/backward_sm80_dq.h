@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(Config::kDqNumThreads, Config::kDqBlocksPerSm)
     if (kv_blocks.needs_mask(kv_block)) {
       mask_scores(acc_s[0], visible, work.first_row + warp_row, kv_block * BLOCK_KV);
     }
-    softmax_backward(acc_s[0], acc_dp[0], terms);
+    softmax_backward(acc_s[0], acc_dp[0], terms, workspace.ratio_of_scale_log2);
     tile::multiply_p_b(T{}, acc_dq, acc_dp, smem.k);
     __syncthreads();  // all warps have left k and v
   }

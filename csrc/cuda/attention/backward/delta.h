@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kDeltaThreads)
       tile::sum_of_eight_lanes(sees ? partial_delta(T{}, params, s, work.head, query) : 0.0f);
   const int num_padded = (s.seqlen_q + BLOCK_Q - 1) / BLOCK_Q * BLOCK_Q;
   if (threadIdx.x % kDeltaLanesPerRow != 0 || query >= num_padded) return;
-  QueryTerms terms{1.0f, infinity(), 0.0f, 1.0f};
+  QueryTerms terms{1.0f, 0.0f, infinity(), 0.0f};
   if (sees) {
     const int64_t index = first_query_index(params, s, work.head) + query;
-    const float scale = query_scale(params, s, work.head, query);
     const float grad_lse = params.grad_lse != nullptr ? params.grad_lse[index] : 0.0f;
-    terms = {scale * kLog2E, params.lse[index] * kLog2E, sum - grad_lse,
-             scale * sqrtf(static_cast<float>(params.head_dim))};
+    const int64_t num_rows = params.batch * params.num_heads_q * params.seqlen_q;
+    terms = {query_scale(params, s, work.head, query) * kLog2E, params.softmax_state[index],
+             params.softmax_state[num_rows + index], sum - grad_lse};
   }
   workspace.terms[first_padded_index<BLOCK_Q>(params, workspace, s, work.head) + query] = terms;
 }

@@ -83,7 +83,7 @@ __device__ __forceinline__ void store_grad_scale(T, Tile& sums, const SourceRows
                                                  int64_t head_dim, float* grad_scale) {
   const int channel = tile::lane_index() * tile::kChunkCols;
   for (int row = static_cast<int>(threadIdx.x) / 32; row < num_rows; row += kNumThreads / 32) {
-    const bool sees = terms[row].lse_log2 != infinity();  // else q may be anything
+    const bool sees = terms[row].log2_sum != infinity();  // else q may be anything
     float sum = 0.0f;
     if (sees && channel < head_dim) {
       float x[tile::kChunkCols];

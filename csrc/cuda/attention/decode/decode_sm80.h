@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
   const GroupRows& rows = work.rows;
   const KvCache cache(params, rows.batch, work.kv_head);
   if (!cache.fits()) {
-    store_everywhere<Config>(T{}, params, work, not_a_number(), not_a_number());
+    store_everywhere<Config>(T{}, params, work, not_a_number());
     return;
   }
   const Sequence s = decode_sequence(cache);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(Config::kNumThreads, Config::kBlocksPerSm)
                                        work.split, static_cast<int>(params.num_splits));
   if (kv_blocks.empty() || rows.num_rows == 0) {
     append(T{}, Position{}, cache, work.warp);
-    store_everywhere<Config>(T{}, params, work, 0.0f, -infinity());
+    store_everywhere<Config>(T{}, params, work, 0.0f);
     return;
   }
 

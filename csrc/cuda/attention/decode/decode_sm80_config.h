@@ -17,14 +17,15 @@
 // 16 heads per kv head; where there are more, 32 rows share one read of the keys (not at 256,
 // where acc_o of 32 rows alone would be 256 registers of a thread).
 //
-// Instructions must fit into the time of the copies as well. Per 16 keys a warp issues some 530
-// (64), 590 (96), 690 (128) or 930 (256) of them without rotation, by the code of nvcc 13.0; at the
+// Instructions must fit into the time of the copies as well. Per 16 keys a warp issues some 540
+// (64), 600 (96), 700 (128) or 940 (256) of them without rotation, by the code of nvcc 13.0; at the
 // full bandwidth of the device above, its quarter of an SM has 1130, 1700, 2260 or 4520 cycles.
 // Rotating a raw cache adds 66 for each pair of channels of each key, shared by 32 lanes: 1060 at
 // 64, 2110 at 128. Arithmetic, not memory, is the limit there, at 70 to 80 % of the bandwidth; a
 // rotated cache has none of it.
 #pragma once
 
+#include "cuda/attention/shared/exponent.h"
 #include "cuda/tile/smem_tile.h"
 
 namespace drope::cuda {
@@ -47,7 +48,7 @@ struct DecodeTiles {
   // that a warp writes at once then start at eight different banks.
   struct Parts {
     float out[kNumWarps][BLOCK_M][HEAD_DIM + 8];
-    float lse[kNumWarps][BLOCK_M];
+    RowState state[kNumWarps][BLOCK_M];
   };
   struct Smem {
     tile::SmemTile<BLOCK_M, HEAD_DIM> q;

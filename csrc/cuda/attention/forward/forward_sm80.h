@@ -57,26 +57,28 @@ __device__ __forceinline__ void prepare_queries(const AttentionForwardParams& pa
       thread);
 }
 
-// acc_o / row_sum, rounded once, and lse, of a warp's queries: those from warp_row of the tile on.
+// acc_o / row_sum, rounded once, and what store_row_state stores, of a warp's queries: those from
+// warp_row of the tile on.
 template <class T, int kM16, int kSize, class Tile>
 __device__ __forceinline__ void store_results(T, const AttentionForwardParams& params,
                                               const WorkTile& work, int warp_row,
                                               float (&acc_o)[kM16][kSize], Softmax (&softmax)[kM16],
                                               Tile& out_smem) {
   const int first_row = work.first_row + warp_row, num_rows = work.num_rows - warp_row;
-  float* const lse_rows =
-      params.lse + first_query_index(params, work.sequence, work.head) + first_row;
+  const int64_t first_index = first_query_index(params, work.sequence, work.head) + first_row;
 #pragma unroll
   for (int m = 0; m < kM16; ++m) {
-    float inverse[tile::kRowsPerThread], lse[tile::kRowsPerThread];
-    softmax[m].finish(inverse, lse);
-    scale_rows(acc_o[m], inverse);
-    tile::store_accumulator(T{}, out_smem, 16 * m, acc_o[m]);
+    float inverse[tile::kRowsPerThread];
 #pragma unroll
     for (int h = 0; h < tile::kRowsPerThread; ++h) {
+      const RowState state = softmax[m].finish(h, inverse[h]);
       const int row = 16 * m + tile::accumulator_row(h);
-      if (tile::lane_index() % 4 == 0 && row < num_rows) lse_rows[row] = lse[h];
+      if (tile::lane_index() % 4 == 0 && row < num_rows) {
+        store_row_state(params, first_index + row, state, softmax[m].scale_log2[h]);
+      }
     }
+    scale_rows(acc_o[m], inverse);
+    tile::store_accumulator(T{}, out_smem, 16 * m, acc_o[m]);
   }
   __syncwarp();
   const TargetRows out = out_rows(params, work.sequence, work.head);

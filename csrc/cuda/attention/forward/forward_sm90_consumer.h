@@ -6,11 +6,11 @@
 #include <type_traits>
 
 #include "cuda/attention/forward/forward_sm90_config.h"
+#include "cuda/attention/forward/forward_sm90_softmax.h"
 #include "cuda/attention/forward/forward_sm90_tile.h"
 #include "cuda/attention/shared/head_rows.h"
 #include "cuda/attention/shared/mask.h"
 #include "cuda/attention/shared/rotary.h"
-#include "cuda/attention/shared/softmax.h"
 #include "cuda/ptx/barrier.h"
 #include "cuda/tile/copy_rows.h"
 
@@ -100,7 +100,7 @@ struct ForwardConsumer {
   // ---- attention -------------------------------------------------------------------------------
 
   // Passes over the kv blocks, of which there is at least one. acc_o (64, HEAD_DIM).
-  __device__ __forceinline__ void attend(float (&acc_o)[HEAD_DIM / 2], Softmax& softmax,
+  __device__ __forceinline__ void attend(float (&acc_o)[HEAD_DIM / 2], ForwardSm90Softmax& softmax,
                                          const ForwardTile& work, int warp_row) {
     const BlockRange& kv_blocks = work.kv_blocks;
     float acc_s[BLOCK_KV / 2];          // (64, BLOCK_KV)
@@ -148,13 +148,25 @@ struct ForwardConsumer {
     v_pipeline.release();
   }
 
-  // acc_o / row_sum, rounded once, and lse of this warp's 16 rows; num_rows of them exist.
-  __device__ __forceinline__ void store(float (&acc_o)[HEAD_DIM / 2], Softmax& softmax,
+  // acc_o / row_sum, rounded once, and what store_row_state stores, of this warp's 16 rows;
+  // num_rows of them exist.
+  __device__ __forceinline__ void store(float (&acc_o)[HEAD_DIM / 2], ForwardSm90Softmax& softmax,
                                         const ForwardTile& work, int first_row, int num_rows) {
-    float inverse[tile::kRowsPerThread], lse[tile::kRowsPerThread];
-    softmax.finish(inverse, lse);
+    float inverse[tile::kRowsPerThread];
+    const int64_t first_index = first_query_index(params, work.sequence, work.head) + first_row;
+#pragma unroll
+    for (int h = 0; h < tile::kRowsPerThread; ++h) {
+      const RowState state = softmax.finish(h, inverse[h]);
+      const int row = tile::accumulator_row(h);
+      if (tile::lane_index() % 4 == 0 && row < num_rows) {
+        store_row_state(params, first_index + row, state, softmax.scale_log2[h]);
+      }
+    }
     scale_rows(acc_o, inverse);
-    auto& out_tile = smem.out[index * (kNumThreads / tile::kWarpSize) + warp()];
+    // From one lane, so that addresses in it are not worked out before the loop and kept through
+    // it.
+    const int out_index = tile::from_lane(index * (kNumThreads / tile::kWarpSize) + warp(), 0);
+    auto& out_tile = smem.out[out_index];
     __syncwarp();  // all lanes have read the tile before
     tile::store_fragments(T{}, out_tile, 0, acc_o);
     __syncwarp();
@@ -162,14 +174,6 @@ struct ForwardConsumer {
     tile::store_rows<tile::kWarpSize>(
         out_tile, [&](int row) { return out.at(first_row + row); }, num_rows,
         static_cast<int>(params.head_dim_v), tile::lane_index());
-    if (tile::lane_index() % 4 != 0) return;
-    float* const lse_rows =
-        params.lse + first_query_index(params, work.sequence, work.head) + first_row;
-#pragma unroll
-    for (int h = 0; h < tile::kRowsPerThread; ++h) {
-      const int row = tile::accumulator_row(h);
-      if (row < num_rows) lse_rows[row] = lse[h];
-    }
   }
 
   __device__ __forceinline__ void attend_tile(const ForwardTile& work) {
@@ -178,7 +182,7 @@ struct ForwardConsumer {
     prepare_queries(work, work.first_row + first_row,
                     min(work.num_rows - first_row, tile::kWarpgroupRows));
 
-    Softmax softmax;
+    ForwardSm90Softmax softmax;
     softmax.reset();
 #pragma unroll
     for (int h = 0; h < tile::kRowsPerThread; ++h) {
