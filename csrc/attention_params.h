@@ -69,9 +69,9 @@ struct AttentionForwardParams : AttentionParams {
   int64_t stride_out_batch = 0, stride_out_head = 0, stride_out_row = 0;
   // (batch, num_heads_q, seqlen_q) contiguous, natural log, -inf for empty rows.
   float* lse = nullptr;
-  // (2, batch, num_heads_q, seqlen_q) contiguous, what backward needs of a row: a, the largest score
-  // t that it sees or one near it, then L = log2 of its sum of 2^exponent. Empty rows: 0, inf. Null:
-  // not saved.
+  // (2, batch, num_heads_q, seqlen_q) contiguous, what backward needs of a row: a, the largest
+  // score t that it sees or one near it, then L = log2 of its sum of 2^exponent. Empty rows: 0, inf.
+  // Null: not saved.
   float* softmax_state = nullptr;
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
