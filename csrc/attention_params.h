@@ -70,8 +70,8 @@ struct AttentionForwardParams : AttentionParams {
   // (batch, num_heads_q, seqlen_q) contiguous, natural log, -inf for empty rows.
   float* lse = nullptr;
   // (2, batch, num_heads_q, seqlen_q) contiguous, what backward needs of a row: a, the largest
-  // score t that it sees or one near it, then L = log2 of its sum of 2^exponent; 0, inf where it sees
-  // none. Null: not saved.
+  // score t that it sees or one near it, then L = log2 of its sum of 2^exponent; 0 and inf where
+  // it sees no key. Null: not saved.
   float* softmax_state = nullptr;
   // Rotated q and k, contiguous; null: not saved.
   void* q_prepared = nullptr;  // (batch, num_heads_q, seqlen_q, head_dim)
