@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from drope_kernels.call.validate import LARGEST_SCALE
 from drope_kernels.spec.spec import AttentionInputs, DecodeInputs
 from drope_kernels.spec.values import readable
 
@@ -51,13 +52,13 @@ def check_decode_values(inputs: DecodeInputs) -> None:
 
 
 def check_scale_rows(scale: Tensor) -> None:
-    """Finite and > 0 everywhere; reads each stored element once."""
+    """> 0 and no larger than a number may be, everywhere; reads each stored element once."""
     stored = scale[tuple(slice(0, 1 if stride == 0 else None) for stride in scale.stride())]
-    if not bool(((stored > 0) & (stored < torch.inf)).all()):
-        bad = stored[~((stored > 0) & (stored < torch.inf))][0].item()
+    good = (stored > 0) & (stored <= LARGEST_SCALE)
+    if not bool(good.all()):
         raise ValueError(
-            f"scale: expected finite numbers > 0, got {bad}; it is the whole multiplier of q.k, "
-            "D ** -0.5 by default"
+            f"scale: expected finite numbers > 0, at most {LARGEST_SCALE:.3g}, got "
+            f"{stored[~good][0].item()}; it is the whole multiplier of q.k, D ** -0.5 by default"
         )
 
 

@@ -18,6 +18,7 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (*AUTOCAST_DTYPES, torch.float64)
 POSITION_DTYPES = (torch.float32, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 _FLOAT32 = torch.finfo(torch.float32)
+LARGEST_SCALE = _FLOAT32.max * math.log(2)  # kernels multiply it by log2(e)
 _ALTERNATIVES = {
     "dropout": "dropout on attention weights is not supported: apply it to the output",
     "dropout_p": "dropout on attention weights is not supported: apply it to the output",
@@ -210,15 +211,15 @@ def _check_int64(name: str, x: object) -> None:
         raise ValueError(f"{name}: expected an int64, got {x}; None turns it off")
 
 
-def check_positive(name: str, x: object, remedy: str) -> None:
+def check_positive(name: str, x: object, remedy: str, largest: float = _FLOAT32.max) -> None:
     """A finite Python number > 0 that float32, in which kernels compute, can hold."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name}: expected a number > 0, got {type(x).__name__}; {remedy}")
     if not (x > 0 and x < math.inf):
         raise ValueError(f"{name}: expected a finite number > 0, got {x}; {remedy}")
-    if not _FLOAT32.tiny <= x <= _FLOAT32.max:
+    if not _FLOAT32.tiny <= x <= largest:
         raise ValueError(
-            f"{name}: expected a number from {_FLOAT32.tiny:.3g} to {_FLOAT32.max:.3g}, as float32 "
+            f"{name}: expected a number from {_FLOAT32.tiny:.3g} to {largest:.3g}, as float32 "
             f"holds them, got {x}; {remedy}"
         )
 
@@ -242,7 +243,7 @@ def check_scale(scale: object, q: Tensor, shape: tuple[int, ...], letters: str) 
         return
     if not isinstance(scale, Tensor):
         remedy = "the multiplier of q.k is a number, a float32 tensor, or None for D ** -0.5"
-        check_positive("scale", scale, remedy)
+        check_positive("scale", scale, remedy, LARGEST_SCALE)
         return
     if scale.dtype != torch.float32 and not (
         scale.dtype == torch.float64 and q.dtype == torch.float64
