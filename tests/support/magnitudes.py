@@ -97,6 +97,7 @@ MAGNITUDES: dict[str, Callable[[Tensor, Tensor], Pair]] = {
     "hundred_thousands": thousands(1e5),
 }
 BY_CHANNELS = ("near_ties", "near_ties_below", "released")
+SHARED_SCORE = (*BY_CHANNELS, "ties", "sentinels")  # of all keys, but for small differences
 
 
 def large_channels(x: Tensor) -> Tensor:
