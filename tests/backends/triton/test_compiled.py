@@ -20,7 +20,7 @@ IS_JUDGED = triton.__version__.startswith("3.6.")
 SAMPLE = {
     "forward": ("forward-bfloat16-64-causal", "forward-bfloat16-128-rope"),
     "training": ("training-bfloat16-64-rope", "training-bfloat16-128-causal"),
-    "decode": ("decode-bfloat16-128-causal", "decode-bfloat16-128-pages"),
+    "decode": ("decode-bfloat16-128-causal-1x4096", "decode-bfloat16-128-pages"),
 }
 
 on_both = pytest.mark.parametrize("architecture", ARCHITECTURES)
