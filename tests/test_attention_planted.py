@@ -22,12 +22,14 @@ from drope_kernels.backends import reference
 from drope_kernels.spec.spec import AttentionInputs, Rotation
 
 Results = tuple[Tensor, ...]
-INTACT_FORWARD, INTACT_BACKWARD, INTACT_ROTATE = (
+INTACT_FORWARD, INTACT_BACKWARD, INTACT_ROTATE, INTACT_EXPONENT = (
     reference.forward,
     reference.backward,
     reference.rotate,
+    reference.exponent,
 )
 LN2 = math.log(2)
+LOG2E = 1 / LN2
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Planted:
     forward: Callable[..., Results] = INTACT_FORWARD
     backward: Callable[..., Results] = INTACT_BACKWARD
     rotate: Callable[..., Tensor] = INTACT_ROTATE
+    exponent: Callable[..., Tensor] = INTACT_EXPONENT
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -133,6 +136,35 @@ def log_sum_misread(inputs: AttentionInputs, *given: Any, need_grad_scale: bool)
     out, state, *grads = given
     state = torch.stack((state[0], state[1] / LN2))
     return INTACT_BACKWARD(inputs, out, state, *grads, need_grad_scale=need_grad_scale)
+
+
+def exponent_clamped(t: Tensor, row_max: Tensor, factor: float | Tensor) -> Tensor:
+    """fma(c', t, -round(c' a)), and what the rounding leaves above 0 cut off, as in forward."""
+    factor = torch.as_tensor(factor * LOG2E, dtype=t.dtype)
+    base = (factor * row_max).double()
+    return (factor.double() * t.double() - base).to(t.dtype).clamp_(max=0.0)
+
+
+def exponent_of_products(t: Tensor, row_max: Tensor, factor: float | Tensor) -> Tensor:
+    """Two rounded products, and their difference."""
+    return factor * LOG2E * t - factor * LOG2E * row_max
+
+
+def forward_by_lse(inputs: AttentionInputs, *, save_prepared: bool) -> Results:
+    """P = 2^(s - lse), for a reference that has the row's lse at hand."""
+    out, lse, *_ = INTACT_FORWARD(inputs, save_prepared=False)
+    scores = reference._Scores(inputs, inputs.q, inputs.k)
+    s, lse_rows = scores.t * scores.factor, scores.rows(lse.unsqueeze(-1))
+    rounded = out.copy_(scores.heads((s - lse_rows).exp() @ scores.v))
+    return rounded, *INTACT_FORWARD(inputs, save_prepared=save_prepared)[1:]
+
+
+def backward_by_lse(inputs: AttentionInputs, *given: Any, need_grad_scale: bool) -> Results:
+    """P = 2^(c' t - lse): one number a row, rounded to float32."""
+    out, state, *grads = given
+    lse = state[0] * (inputs.scale * LOG2E) + state[1]
+    given = (out, torch.stack((torch.zeros_like(lse), lse)), *grads)
+    return INTACT_BACKWARD(inputs, *given, need_grad_scale=need_grad_scale)
 
 
 def lse_gradient_ignored(
@@ -257,6 +289,12 @@ PLANTED = {
     "q_rounded_twice": Planted("rope_without_rounding", forward=q_rounded_twice, dtypes=BF16),
     "lse_in_base_2": Planted("regular", forward=lse_in_base_2),
     "log_sum_misread_in_backward": Planted("regular", backward=log_sum_misread),
+    "exponent_clamped": Planted("near_ties", exponent=exponent_clamped),
+    "exponent_of_products": Planted("near_ties_full_gqa", exponent=exponent_of_products),
+    "exponent_clamped_released": Planted("released", exponent=exponent_clamped),
+    "p_by_lse": Planted("ties", forward=forward_by_lse),
+    "p_by_lse_in_backward": Planted("near_ties", backward=backward_by_lse),
+    "p_by_lse_in_backward_released": Planted("released_full", backward=backward_by_lse),
     "lse_gradient_ignored": Planted("regular", backward=lse_gradient_ignored),
     "lse_gradient_added": Planted("regular", backward=lse_gradient_added),
     "scale_without_log2e": Planted("regular", **misread(scale_without_log2e)),
@@ -288,7 +326,7 @@ def check_with(planted: Planted, dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     case = BY_NAME[planted.case]
     yardstick(case.name, dtype)  # from the intact backend
     peer_results(case.name, dtype)
-    for name in ("forward", "backward", "rotate"):
+    for name in ("forward", "backward", "rotate", "exponent"):
         monkeypatch.setattr(reference, name, getattr(planted, name))
     check_case(case, dtype, "reference")
 

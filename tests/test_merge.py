@@ -56,6 +56,27 @@ def test_merge_of_empty_parts_is_empty() -> None:
     assert all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.parametrize("mark", [-torch.inf, torch.inf])
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, 7.0])
+def test_empty_parts_of_other_libraries_add_nothing(mark: float, content: float) -> None:
+    """Rows that saw no key: lse -inf beside NaN, or +inf as FlashAttention-2 writes it."""
+    outs = [normal(1, 2, 3, 4, seed=n).requires_grad_() for n in range(2)]
+    lses = [normal(1, 2, 3, seed=5 + n).requires_grad_() for n in range(2)]
+    foreign = torch.full((1, 2, 3, 4), content).requires_grad_()
+    empty = torch.full((1, 2, 3), mark).requires_grad_()
+    expected = dk.merge_attention(outs, lses)
+    merged = dk.merge_attention([outs[0], foreign, outs[1]], [lses[0], empty, lses[1]])
+    seeds = normal(1, 2, 3, 4, seed=8), normal(1, 2, 3, seed=9)
+    ours = torch.autograd.grad(merged, [*outs, *lses, foreign, empty], seeds)
+    theirs = torch.autograd.grad(expected, [*outs, *lses], seeds)
+    zeros = (torch.zeros_like(foreign), torch.zeros_like(empty))
+    for got, want in zip((*merged, *ours), (*expected, *theirs, *zeros), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    alone, alone_lse = dk.merge_attention([foreign, foreign], [empty, empty])
+    assert (alone == 0).all()
+    assert (alone_lse == -torch.inf).all()
+
+
 def test_merge_gradients_are_derivatives() -> None:
     outs = [normal(1, 2, 3, 2, seed=n, dtype=torch.float64).requires_grad_() for n in range(3)]
     lses = [normal(1, 2, 3, seed=9 + n, dtype=torch.float64).requires_grad_() for n in range(3)]

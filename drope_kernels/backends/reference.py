@@ -122,7 +122,7 @@ def exponent(t: Tensor, row_max: Tensor, factor: float | Tensor) -> Tensor:
     The difference comes first, so that no score is too large: what a factor times t is rounded by
     could be more than the difference of two scores.
     """
-    return (t - row_max) * factor * LOG2E
+    return (t - row_max).mul_(factor).mul_(LOG2E)
 
 
 class _Scores:
@@ -136,9 +136,8 @@ class _Scores:
     def __init__(self, inputs: AttentionInputs, q: Tensor, k: Tensor) -> None:
         compute = compute_dtype(q.dtype)
         self.group = q.shape[1] // k.shape[1]
-        self.seen = (
-            visible(inputs).repeat(1, self.group, 1).unsqueeze(1)
-        )  # (B or 1, 1, G * Sq, Skv)
+        # (B or 1, 1, G * Sq, Skv)
+        self.seen = visible(inputs).repeat(1, self.group, 1).unsqueeze(1)
         self.k, self.v = k.to(compute), inputs.v.to(compute)
         self.q = self.rows(q.to(compute))
         self.dot = self.q @ self.k.transpose(-1, -2)
@@ -164,12 +163,12 @@ class _Scores:
         empty = ~self.seen.any(-1, keepdim=True)
         t = pad(self.t, (0, 1), value=-math.inf)  # calls without keys have a maximum, too
         row_max = t.amax(-1, keepdim=True).masked_fill(empty, 0.0)
-        row_sum = torch.exp2(exponent(self.t, row_max, self.factor)).sum(-1, keepdim=True)
+        row_sum = exponent(self.t, row_max, self.factor).exp2_().sum(-1, keepdim=True)
         return row_max, row_sum.log2().masked_fill(empty, math.inf)
 
     def probabilities(self, row_max: Tensor, log_sum: Tensor) -> Tensor:
         """P = 2 ** (exponent - L), 0 in empty rows and where nothing is seen."""
-        return torch.exp2(exponent(self.t, row_max, self.factor) - log_sum)
+        return exponent(self.t, row_max, self.factor).sub_(log_sum).exp2_()
 
 
 def weigh(weight: Tensor, x: Tensor, seen: Tensor) -> Tensor:
@@ -178,6 +177,8 @@ def weigh(weight: Tensor, x: Tensor, seen: Tensor) -> Tensor:
     weight (..., N, M), x (..., M, X), seen (..., N, M) bool.
     """
     finite = x.isfinite()
+    if x.device.type == "cpu" and bool(finite.all()):
+        return weight @ x
     reached = seen.to(x.dtype) @ (~finite).to(x.dtype) > 0  # (..., N, X) by something not finite
     return torch.where(reached, weight @ x, weight @ x.masked_fill(~finite, 0.0))
 
@@ -227,11 +228,11 @@ def backward(
     p = scores.probabilities(*(scores.rows(x.unsqueeze(-1)) for x in softmax_state))
     grad_o = scores.rows(grad_out.to(p.dtype))
     grad_v = weigh(p.transpose(-1, -2), grad_o, seen_by)
-    grad_p = (grad_o @ scores.v.transpose(-1, -2)).masked_fill(~seen, 0.0)
+    grad_p = (grad_o @ scores.v.transpose(-1, -2)).masked_fill_(~seen, 0.0)
     delta = (p * grad_p).sum(-1, keepdim=True)
     if grad_lse is not None:
         delta = delta - scores.rows(grad_lse.unsqueeze(-1))
-    grad_s = (p * (grad_p - delta)).masked_fill(~seen, 0.0)
+    grad_s = (p * grad_p.sub_(delta)).masked_fill_(~seen, 0.0)
     if inputs.softcap is not None:
         grad_s = grad_s * (1 - scores.t.masked_fill(~seen, 0.0) ** 2)
     grad_dot = scores.scale * grad_s

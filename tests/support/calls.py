@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from cases import Case, RopeCase
+from magnitudes import MAGNITUDES
 from torch import Tensor
 
 import drope_kernels as dk
@@ -96,10 +97,7 @@ def make_call(case: Case, dtype: torch.dtype) -> Call:
     k = normal(case.batch, case.num_heads_kv, case.seqlen_kv, case.head_dim)
     v = normal(case.batch, case.num_heads_kv, case.seqlen_kv, case.value_dim)
     grad_out, grad_lse = normal(*rows, case.value_dim), normal(*rows)
-    if case.magnitude == "huge":
-        make_huge(q, k)
-    if case.magnitude == "pythagorean":
-        q, k = pythagorean(q), pythagorean(k)
+    q, k = MAGNITUDES[case.magnitude](q, k)
     scale = make_scale(case, torch.rand(rows, generator=generator, dtype=torch.float64))
     if isinstance(scale, Tensor):
         scale = scale.to(scale_dtype(dtype))
@@ -112,25 +110,6 @@ def make_call(case: Case, dtype: torch.dtype) -> Call:
     grad_lse = grad_lse.float() if case.lse_grad else None
     options = make_options(case, positions)
     return Call(case, q, k, v, scale, grad_out, grad_lse, positions, options)
-
-
-def make_huge(q: Tensor, k: Tensor) -> None:
-    """One outlier channel of +-400, as trained models have them: scores of about 14,000."""
-    channel = q.shape[-1] // 2
-    q[..., channel] = 400.0
-    k[..., channel] = k[..., channel].sign() * 400.0
-
-
-def pythagorean(x: Tensor) -> Tensor:
-    """Half-split pairs (0, +-25 / 16) or (+-25 / 16, 0), for turns by the angles of 7, 24, 25.
-
-    What they turn into are bf16 numbers, so that preparing q and k rounds nothing, and any other
-    rounding on the way (cos and sin to bf16, q' twice) stands out. Ordinary numbers cover it: the
-    one rounding that is allowed is as large.
-    """
-    first, second = x.sign().chunk(2, dim=-1)
-    keep_first = x.chunk(2, dim=-1)[0].abs() > 0.7
-    return torch.cat([first * keep_first, second * ~keep_first], dim=-1) * (25 / 16)
 
 
 def make_scale(case: Case, uniform: Tensor) -> float | Tensor | None:

@@ -44,7 +44,7 @@ class Case:
     kv_end: tuple[int, ...] | None = None
     positions: str | None = None  # from_kv_start, million, fractional, plus_minus_one
     layout: str = "bhsd"  # bhsd, bshd, fused, expanded_heads, expanded_batch
-    magnitude: str = "normal"  # normal, huge, pythagorean
+    magnitude: str = "normal"  # a name of magnitudes.MAGNITUDES
     lse_grad: bool = True
     seqlens_q: tuple[int, ...] | None = None  # packed calls: one length per sequence
     seqlens_kv: tuple[int, ...] | None = None
@@ -218,7 +218,24 @@ PACKED = (
     packed("packed_nothing", (0, 0), (0, 0)),
 )
 
+# Scores from 1e6 to the end of float32.
+LARGE_SCORES = (
+    Case("near_ties", magnitude="near_ties"),
+    Case("near_ties_full_gqa", magnitude="near_ties", causal=False, num_heads_q=6),
+    Case("near_ties_below", magnitude="near_ties_below", seqlen_q=65, seqlen_kv=111),
+    Case("near_ties_rows", magnitude="near_ties", scale="row", kv_start=(5, 0), window=16),
+    packed("near_ties_packed", (17, 40, 1), (17, 40, 5), magnitude="near_ties"),
+    Case("released", magnitude="released", head_dim=128, num_heads_q=4),
+    Case("released_full", magnitude="released", head_dim=128, head_dim_v=64, causal=False),
+    Case("ties", magnitude="ties", head_dim=8, scale="float"),
+    Case("ties_full", magnitude="ties", head_dim=8, seqlen_kv=12, causal=False, scale="row"),
+    Case("sentinels", magnitude="sentinels", head_dim=8, scale="float"),
+    Case("ten_thousands", magnitude="ten_thousands"),
+    Case("hundred_thousands", magnitude="hundred_thousands", seqlen_kv=24, causal=False),
+)
+OUT_OF_FLOAT16 = ("sentinels", "hundred_thousands")
+
 DENSE_CASES = REGULAR + HEAD_DIMS + MASKS + LAYOUTS + MAGNITUDES + SCALES + ROTATIONS + EMPTY
 CASES = DENSE_CASES + PACKED
-BY_NAME = {case.name: case for case in CASES}
-assert len(BY_NAME) == len(CASES), "case names must be unique: they seed the tensors"
+BY_NAME = {case.name: case for case in CASES + LARGE_SCORES}
+assert len(BY_NAME) == len(CASES + LARGE_SCORES), "case names must be unique: they seed the tensors"

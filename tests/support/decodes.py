@@ -44,6 +44,7 @@ class DecodeCase:
     softcap: float | None = None
     kv_start: tuple[int, ...] | None = None
     scale: str = "default"
+    magnitude: str = "normal"
 
     def dense(self) -> Case:
         """The same numbers as one `attention` call."""
@@ -61,6 +62,7 @@ class DecodeCase:
             softcap=self.softcap,
             rope=self.rope,
             scale=self.scale,
+            magnitude=self.magnitude,
             q_start=tuple(end - self.num_queries for end in ends),
             kv_start=self.kv_start,
             kv_end=ends,
@@ -124,6 +126,30 @@ LONGER = (
     DecodeCase("prompt_70", (0, 37), 70, 70, capacity=112, page_size=16, rope=PLAIN),
     DecodeCase("prompt_256", (0, 37), 256, 256, capacity=320, page_size=64, rope=PLAIN),
     DecodeCase("prompt_256_rotated", (0, 37), 256, 256, capacity=300, rope=PLAIN, cache="rotated"),
+)
+LARGE_SCORES = (
+    DecodeCase("near_ties", magnitude="near_ties"),
+    DecodeCase("near_ties_chunk", num_new=4, num_queries=4, magnitude="near_ties_below"),
+    DecodeCase(
+        "near_ties_long_rows",
+        (700, 233),
+        num_heads_q=8,
+        head_dim=32,
+        capacity=720,
+        magnitude="near_ties",
+        scale="row",
+    ),
+    DecodeCase(
+        "released_in_pages",
+        (300, 555),
+        head_dim=128,
+        capacity=640,
+        page_size=64,
+        magnitude="released",
+    ),
+    DecodeCase("ties_long_rows", (700, 3), head_dim=8, capacity=720, magnitude="ties"),
+    DecodeCase("sentinels", (40, 3), head_dim=8, capacity=48, magnitude="sentinels"),
+    DecodeCase("hundred_thousands", (5, 24), capacity=40, magnitude="hundred_thousands"),
 )
 PROMPTS = (
     DecodeCase("prompt_1000", (0, 531), 1000, 1000, 2, 1, capacity=1600, page_size=16, rope=PLAIN),

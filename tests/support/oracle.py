@@ -145,20 +145,22 @@ def attend(call: Call, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     if case.softcap is not None:
         s = case.softcap * torch.tanh(s / case.softcap)
     seen = visible(case)
-    lse, empty = log_sum_exp(s, seen)
-    p = (s.masked_fill(~seen, -math.inf) - lse[..., None]).exp()
-    return p @ v, lse.masked_fill(empty, -math.inf)
+    row_max, empty = largest(s.detach(), seen)
+    e = (s.masked_fill(~seen, -math.inf) - row_max).exp()
+    row_sum = e.sum(-1, keepdim=True) + empty
+    lse = (row_max + row_sum.log())[..., 0]
+    return e / row_sum @ v, lse.masked_fill(empty[..., 0], -math.inf)
 
 
-def log_sum_exp(s: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """lse of each row, 0 where the row is empty, and which rows are.
+def largest(s: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score (..., Sq, 1) that each row sees, 0 where it sees none, and which do not.
 
-    An empty row reads one extra score of 0, since autograd through -inf - -inf is NaN.
+    exp(s - lse) would round lse, and at scores of 1e6 that is a tenth of every probability.
     """
-    empty = ~seen.any(dim=-1).expand(s.shape[:-1])
-    extra = s.new_zeros(empty.shape).masked_fill(~empty, -math.inf)
-    scores = torch.cat([s.masked_fill(~seen, -math.inf), extra[..., None]], dim=-1)
-    return scores.logsumexp(dim=-1), empty
+    empty = ~seen.any(dim=-1, keepdim=True).expand(*s.shape[:-1], 1)
+    nothing = s.new_full(empty.shape, -math.inf)  # calls without keys have a maximum, too
+    scores = torch.cat([s.masked_fill(~seen, -math.inf), nothing], dim=-1)
+    return scores.amax(-1, keepdim=True).masked_fill(empty, 0.0), empty
 
 
 def attend_packed(attend: Attend, call: Call, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

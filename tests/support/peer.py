@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from calls import Call
-from oracle import cos_sin, log_sum_exp, rotate, rotation_positions, scale_rows, visible
+from oracle import cos_sin, largest, rotate, rotation_positions, scale_rows, visible
 from torch import Tensor
 
 
@@ -29,11 +29,11 @@ def attend(call: Call, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         k = RoundForward.apply(rotate(k, *cos_sin_k, pairing), dtype)
     group = case.num_heads_q // case.num_heads_kv
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    dot = RoundBackward.apply(q @ k.transpose(-1, -2), dtype)
-    s = scale_rows(call, leaves.get("scale"), torch.float32) * dot
+    t = RoundBackward.apply(q @ k.transpose(-1, -2), dtype)
+    factor = scale_rows(call, leaves.get("scale"), torch.float32)
     if case.softcap is not None:
-        s = case.softcap * torch.tanh(s / case.softcap)
-    return Softmax.apply(s, v, visible(case), dtype)
+        t, factor = torch.tanh(factor * t / case.softcap), torch.tensor(case.softcap)
+    return Softmax.apply(t, factor, v, visible(case), dtype)
 
 
 class RoundForward(torch.autograd.Function):
@@ -62,23 +62,30 @@ class RoundBackward(torch.autograd.Function):
 
 
 class Softmax(torch.autograd.Function):
-    """out and lse from scores and values, with the backward that fused kernels compute."""
+    """out and lse from scores t and values, with the backward that fused kernels compute.
+
+    The factor comes after the difference to the row's largest, as in design: it rounds no ratio.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, s: Tensor, v: Tensor, seen: Tensor, dtype: torch.dtype
+        ctx: Any, t: Tensor, factor: Tensor, v: Tensor, seen: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        lse, empty = log_sum_exp(s, seen)
-        p = (s.masked_fill(~seen, -math.inf) - lse[..., None]).exp()
+        row_max, empty = largest(t, seen)
+        e = ((t.masked_fill(~seen, -math.inf) - row_max) * factor).exp()
+        row_sum = e.sum(-1, keepdim=True) + empty
+        p = e / row_sum
         out = (p.to(dtype).float() @ v).to(dtype)
-        ctx.save_for_backward(p, v, out, empty)
-        return out, lse.masked_fill(empty, -math.inf)
+        ctx.save_for_backward(p, t, factor, v, out, empty[..., 0])
+        lse = (factor * row_max + row_sum.log())[..., 0]
+        return out, lse.masked_fill(empty[..., 0], -math.inf)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        p, v, out, empty = ctx.saved_tensors
+        p, t, factor, v, out, empty = ctx.saved_tensors
         grad_out = grad_out.float()
         delta = (grad_out * out.float()).sum(-1) - grad_lse.masked_fill(empty, 0.0)
         grad_s = p * (grad_out @ v.transpose(-1, -2) - delta[..., None])
         grad_v = p.to(out.dtype).float().transpose(-1, -2) @ grad_out
-        return grad_s, grad_v, None, None
+        grad_factor = (grad_s * t).sum_to_size(factor.shape) if ctx.needs_input_grad[1] else None
+        return grad_s * factor, grad_factor, grad_v, None, None
