@@ -26,8 +26,9 @@ struct RowState {
   __device__ __forceinline__ float log2_sum() const {
     return is_empty() ? infinity() : __log2f(row_sum);
   }
+  // Finite wherever the scaled scores are: c' a itself may not be.
   __device__ __forceinline__ float lse(float scale_log2) const {
-    return is_empty() ? -infinity() : fmaf(scale_log2, row_max, log2_sum()) * kLn2;
+    return is_empty() ? -infinity() : fmaf(scale_log2 * kLn2, row_max, log2_sum() * kLn2);
   }
 };
 
