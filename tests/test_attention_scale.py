@@ -25,9 +25,6 @@ from torch import Tensor
 import drope_kernels as dk
 from drope_kernels import _C
 
-# Backends whose kernels still keep an lse. Whoever gives one a softmax_state takes it off; then
-# everything below holds for it.
-NOT_YET = ("cpu", INTERPRETED)
 # Backends whose backward is known to form the very scores of its forward, bit for bit. Others do so
 # where products are exact, as they are in the named cases.
 REPEATS_BITS = ("reference", "cpu")
@@ -39,9 +36,7 @@ HIGHEST = 1.875 * 2.0**127  # 3.19e38, a product of two bf16 numbers
 def places() -> Iterator[str]:
     """Names of backends, of the CPU's once an instruction set: cpu/avx2."""
     for backend in (*BUILT, INTERPRETED, *EMULATED):
-        if backend not in NOT_YET:
-            is_cpu = backend == "cpu"
-            yield from (f"cpu/{isa}" for isa in _C.cpu_isas()) if is_cpu else (backend,)
+        yield from (f"cpu/{isa}" for isa in _C.cpu_isas()) if backend == "cpu" else (backend,)
 
 
 PLACES = tuple(places())

@@ -27,7 +27,18 @@ FOLDERS = {
 # Law in every language; each has a row of the table of names.
 GLOSSARY = (
     *("BLOCK_Q", "BLOCK_KV", "HEAD_DIM", "acc_s", "p", "row_max", "row_sum", "row_scale", "acc_o"),
-    *("lse", "delta", "scale_log2", "q_block", "kv_block", "head", "kv_head", "batch"),
+    *(
+        "lse",
+        "delta",
+        "scale_log2",
+        "exponent",
+        "softmax_state",
+        "q_block",
+        "kv_block",
+        "head",
+        "kv_head",
+        "batch",
+    ),
 )
 CPP_NOISE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 OMITTED = re.compile(r"^\s*(?://|#) \.\.\.$")
