@@ -21,7 +21,7 @@ from drope_kernels.backends.triton.block_range import (
     queries_of,
     queries_of_tile,
 )
-from drope_kernels.backends.triton.delta import QueryTerms, SavedTerms
+from drope_kernels.backends.triton.delta import SavedTerms
 from drope_kernels.backends.triton.grad_rows import restore
 from drope_kernels.backends.triton.params import Rows, ScaleParams, ShapeParams
 from drope_kernels.backends.triton.rotary import key_positions
@@ -68,7 +68,6 @@ class QuerySource(NamedTuple):
 class QueryBlock(NamedTuple):
     q: tl.tensor  # (BLOCK_Q, BLOCK_DIM), rotated
     grad_o: tl.tensor  # (BLOCK_Q, BLOCK_DIM_V)
-    terms: QueryTerms  # (1, BLOCK_Q)
 
 
 @triton.jit
@@ -90,22 +89,27 @@ def load_queries(
     q_rows = HeadRows(q_address, q.stride_row, source.q_tma, batch, head, first)
     o_address = row_address(grad_out, batch, head, first)
     o_rows = HeadRows(o_address, grad_out.stride_row, source.grad_out_tma, batch, head, first)
+    return QueryBlock(
+        load_block(q_rows, q_block, is_query, HEAD_DIM, BLOCK_Q, BLOCK_DIM),
+        load_block(o_rows, q_block, is_query, HEAD_DIM_V, BLOCK_Q, BLOCK_DIM_V),
+    )
+
+
+@triton.jit
+def load_terms_of(source, head, first, is_query, BLOCK_Q: tl.constexpr):
+    """Terms (1, BLOCK_Q) of queries [first, first + BLOCK_Q)."""
     terms = load_terms(
         source.terms,
         source.terms_tma,
         source.scale,
         source.shape,
-        sequence,
+        source.sequence,
         head,
-        q_block * BLOCK_Q,
+        first,
         is_query,
         BLOCK_Q,
     )
-    return QueryBlock(
-        load_block(q_rows, q_block, is_query, HEAD_DIM, BLOCK_Q, BLOCK_DIM),
-        load_block(o_rows, q_block, is_query, HEAD_DIM_V, BLOCK_Q, BLOCK_DIM_V),
-        as_row(terms),
-    )
+    return as_row(terms)
 
 
 @triton.jit
@@ -142,15 +146,19 @@ def pass_queries(
         block = load_queries(
             source, head, q_block, is_query, HEAD_DIM, HEAD_DIM_V, BLOCK_Q, BLOCK_DIM, BLOCK_DIM_V
         )
-        q, grad_o, terms = block.q, block.grad_o, block.terms
+        q, grad_o = block.q, block.grad_o
 
         acc_s = tl.dot(keys.k, tl.trans(q), input_precision=PRECISION)
+        # Not before: terms are as wide as the block, and registers are few.
+        terms = load_terms_of(source, head, first, is_query, BLOCK_Q)
         p, slope = probabilities(
             acc_s, terms, source.scale.softcap, keys.queries, first, MASKED, HAS_SOFTCAP
         )
         acc_dv = tl.dot(p.to(grad_o.dtype), grad_o, acc_dv, input_precision=PRECISION)
-        acc_dp = tl.dot(keys.v, tl.trans(grad_o), input_precision=PRECISION)
-        grad_s = p * (acc_dp - terms.delta) * slope
+        # dP begins with -delta: what is subtracted from it would take registers of its own.
+        acc_dp = tl.broadcast_to(terms.minus_delta, acc_s.shape)
+        acc_dp = tl.dot(keys.v, tl.trans(grad_o), acc_dp, input_precision=PRECISION)
+        grad_s = p * acc_dp * slope
         if source.scale.rows is not None:  # by a factor near 1: small float16 numbers lose digits
             grad_s *= terms.scale * HEAD_DIM**0.5
         acc_dk = tl.dot(grad_s.to(q.dtype), q, acc_dk, input_precision=PRECISION)

@@ -81,7 +81,7 @@ def pass_keys(
         )
         v = load_block(v_rows, kv_block, is_key, HEAD_DIM_V, BLOCK_KV, BLOCK_DIM_V)
         acc_dp = tl.dot(queries.grad_o, tl.trans(v), input_precision=PRECISION)
-        grad_s = p * (acc_dp - queries.terms.delta) * slope
+        grad_s = p * (acc_dp + queries.terms.minus_delta) * slope
         if NEED_GRAD_SCALE:
             row_grad_scale += tl.sum(grad_s * acc_s, 1)
         acc_dq = tl.dot(grad_s.to(k.dtype), k, acc_dq, input_precision=PRECISION)

@@ -18,7 +18,7 @@ from drope_kernels.backends.triton.unspecialized import plain_mask, plain_shape
 
 
 class SavedTerms(NamedTuple):
-    """Terms of queries in memory: row_max, log2_sum, delta and, where it has rows, the scale."""
+    """Terms of queries in memory: row_max, log2_sum, -delta and, where it has rows, the scale."""
 
     ptr: Tensor  # (3 or 4, batch * num_heads_q, seqlen_q and a tile of any bits) float32
     stride_term: int
@@ -30,7 +30,7 @@ class QueryTerms(NamedTuple):
 
     row_max: tl.tensor  # with log2_sum what forward's softmax ended with
     log2_sum: tl.tensor  # +inf where it sees no key: p is 0
-    delta: tl.tensor
+    minus_delta: tl.tensor
     scale: tl.tensor
 
 
@@ -78,7 +78,7 @@ def delta_kernel(
     target = terms.ptr + head_row * terms.stride_head + sequence.first_q + query
     tl.store(target, row_max, mask=is_query)
     tl.store(target + terms.stride_term, log2_sum, mask=is_query)
-    tl.store(target + 2 * terms.stride_term, delta, mask=is_query)
+    tl.store(target + 2 * terms.stride_term, -delta, mask=is_query)
     if scale.rows is not None:
         logit_scale = query_scale(scale, sequence.batch, head, sequence.first_q + query, is_query)
         tl.store(target + 3 * terms.stride_term, logit_scale, mask=is_query)

@@ -23,15 +23,15 @@ def load_terms(
     """
     row_max = _load_term(terms, terms_tma, 0, shape, sequence, head, first, BLOCK_Q)
     log2_sum = _load_term(terms, terms_tma, 1, shape, sequence, head, first, BLOCK_Q)
-    delta = _load_term(terms, terms_tma, 2, shape, sequence, head, first, BLOCK_Q)
+    minus_delta = _load_term(terms, terms_tma, 2, shape, sequence, head, first, BLOCK_Q)
     if scale.rows is not None:
         logit_scale = _load_term(terms, terms_tma, 3, shape, sequence, head, first, BLOCK_Q)
     else:
         logit_scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * scale.value
     if is_query is not None:
-        delta = tl.where(is_query, delta, 0.0)
+        minus_delta = tl.where(is_query, minus_delta, 0.0)
         logit_scale = tl.where(is_query, logit_scale, 1.0)
-    return QueryTerms(row_max, log2_sum, delta, logit_scale)
+    return QueryTerms(row_max, log2_sum, minus_delta, logit_scale)
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def as_column(terms):
     return QueryTerms(
         terms.row_max[:, None],
         terms.log2_sum[:, None],
-        terms.delta[:, None],
+        terms.minus_delta[:, None],
         terms.scale[:, None],
     )
 
@@ -64,7 +64,7 @@ def as_row(terms):
     return QueryTerms(
         terms.row_max[None, :],
         terms.log2_sum[None, :],
-        terms.delta[None, :],
+        terms.minus_delta[None, :],
         terms.scale[None, :],
     )
 

@@ -84,7 +84,7 @@ def terms_of_lse(
     """One number a row, its last bits lost where scores are huge."""
     both = load_terms(terms, terms_tma, scale, shape, sequence, head, first, is_query, BLOCK_Q)
     lse_log2 = both.scale * LOG2_E * both.row_max + both.log2_sum
-    return QueryTerms(tl.zeros_like(lse_log2), lse_log2, both.delta, both.scale)
+    return QueryTerms(tl.zeros_like(lse_log2), lse_log2, both.minus_delta, both.scale)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def terms_without_sum(
 ):
     both = load_terms(terms, terms_tma, scale, shape, sequence, head, first, is_query, BLOCK_Q)
     hidden = tl.where(both.log2_sum == float("inf"), both.log2_sum, 0.0)
-    return QueryTerms(both.row_max, hidden, both.delta, both.scale)
+    return QueryTerms(both.row_max, hidden, both.minus_delta, both.scale)
 
 
 @dataclass(frozen=True)
