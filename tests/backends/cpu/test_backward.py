@@ -8,7 +8,7 @@ from one instruction set to the next.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import oracle
@@ -20,17 +20,9 @@ from cases import BY_NAME, Case, RopeCase
 from checker import compare
 from torch import Tensor
 
-from drope_kernels import _C, attention
+from drope_kernels import attention
 
-ISAS = _C.cpu_isas()
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
 
 
 @functools.cache

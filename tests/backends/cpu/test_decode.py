@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -22,25 +21,9 @@ from checker import compare
 from torch import Tensor
 
 import drope_kernels as dk
-from drope_kernels import _C
 
-ISAS = _C.cpu_isas()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PARTIAL = RopeCase(dim=24, interleaved=True, attention_factor=1.2)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # --- a decode call as a case of attention --------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,13 +17,6 @@ import drope_kernels as dk
 from drope_kernels import _C
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(params=_C.cpu_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
 
 
 # --- borders of blocks, chunks, splits and head groups -------------------------------------------

@@ -6,25 +6,17 @@ Where a test asks for equal bits of calls, its scores are exact: integers below 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from drope_kernels import _C, Rope, attention, attention_decode
+from drope_kernels import Rope, attention, attention_decode
 
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALF)
 FLOAT_MAX = torch.finfo(torch.float32).max
-
-
-@pytest.fixture(params=_C.cpu_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
 
 
 def dtypes(*chosen: torch.dtype) -> pytest.MarkDecorator:
