@@ -3,10 +3,14 @@
 #include <stdexcept>
 
 #include "cpu/attention_cpu.h"
+#include "cpu/tiles/serves.h"
 
 namespace drope {
 
 namespace scalar {
+extern const CpuKernels kernels;
+}
+namespace amx_emulated {
 extern const CpuKernels kernels;
 }
 #ifdef __x86_64__
@@ -19,6 +23,9 @@ extern const CpuKernels kernels;
 namespace avx512bf16 {
 extern const CpuKernels kernels;
 }
+namespace amx {
+extern const CpuKernels kernels;
+}
 #endif
 
 namespace {
@@ -28,7 +35,8 @@ struct Candidate {
   bool supported;
 };
 
-// Best first. To add an instruction set: its vec_<isa>.h, its attention_<isa>.cpp, a line here.
+// Best first. To add an instruction set: its vec_<isa>.h, its attention_<isa>.cpp, a line here. The
+// emulated tiles are for tests: something better always comes before them.
 std::vector<Candidate> candidates() {
   std::vector<Candidate> list;
 #ifdef __x86_64__
@@ -38,11 +46,16 @@ std::vector<Candidate> candidates() {
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  list.push_back({&amx::kernels, has_avx512 && amx_refusal(amx_facts()).empty()});
   list.push_back({&avx512bf16::kernels, has_bf16});
   list.push_back({&avx512::kernels, has_avx512});
   list.push_back({&avx2::kernels, has_avx2});
-#endif
   list.push_back({&scalar::kernels, true});
+  list.push_back({&amx_emulated::kernels, has_avx2});
+#else
+  list.push_back({&scalar::kernels, true});
+  list.push_back({&amx_emulated::kernels, true});
+#endif
   return list;
 }
 

@@ -8,8 +8,8 @@
 #include <cstring>
 
 #include "cpu/lanes/gemm.h"
-#include "cpu/lanes/mask.h"
 #include "cpu/lanes/pack.h"
+#include "cpu/mask.h"
 
 namespace drope::DROPE_ISA {
 

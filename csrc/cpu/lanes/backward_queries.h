@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "cpu/lanes/backward_tile.h"
-#include "cpu/lanes/rotary.h"
+#include "cpu/rotary.h"
 
 namespace drope::DROPE_ISA {
 

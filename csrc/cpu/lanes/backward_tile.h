@@ -7,9 +7,9 @@
 #pragma once
 
 #include "cpu/lanes/gemm.h"
-#include "cpu/lanes/mask.h"
 #include "cpu/lanes/pack.h"
-#include "cpu/lanes/softmax.h"
+#include "cpu/mask.h"
+#include "cpu/softmax.h"
 
 namespace drope::DROPE_ISA {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "attention_params.h"
-#include "cpu/lanes/rotary.h"
+#include "cpu/rotary.h"
 
 namespace drope::DROPE_ISA {
 

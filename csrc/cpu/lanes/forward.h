@@ -6,23 +6,14 @@
 //     divide by the row sums, store out, lse and what backward needs of the softmax
 #pragma once
 
-#include <cmath>
-
 #include "cpu/attention_cpu.h"
 #include "cpu/lanes/attend.h"
 #include "cpu/parallel.h"
+#include "cpu/rotation_angles.h"
 #include "cpu/scratch.h"
+#include "cpu/store_queries.h"
 
 namespace drope::DROPE_ISA {
-
-inline void store_row_state(const AttentionForwardParams& p, int64_t batch, int64_t head,
-                            int64_t query, const RowSoftmax& softmax) {
-  const int64_t row = (batch * p.num_heads_q + head) * p.seqlen_q + query;
-  p.lse[row] = softmax.lse(scale_of_row(p, batch, head, query), p.softcap);
-  if (p.softmax_state == nullptr) return;
-  p.softmax_state[row] = softmax.reference(p.softcap);
-  p.softmax_state[p.batch * p.num_heads_q * p.seqlen_q + row] = softmax.log2_sum();
-}
 
 // Normalises a tile and stores the rows that exist: out (query, channel) from acc_o (channel,
 // query).
@@ -30,35 +21,9 @@ template <class Element, int kVecCount>
 void store_tile(const AttentionForwardParams& p, int64_t batch, int64_t head, int64_t first_query,
                 const Softmax<kVecCount>& softmax, const float* acc_o) {
   constexpr int64_t kQueries = kVecCount * kLanes;
-  auto* out = static_cast<typename Element::Storage*>(p.out) + batch * p.stride_out_batch +
-              head * p.stride_out_head;
   for (int v = 0; v < kVecCount; ++v) {
-    const int64_t query = first_query + v * kLanes;
-    const int rows = static_cast<int>(std::min<int64_t>(kLanes, p.seqlen_q - query));
-    const Vec sum = softmax.row_sum[v];
-    const Vec inverse = select(equal(sum, zero()), zero(), broadcast(1.0f) / sum);
-    float sums[kLanes], maxima[kLanes];
-    store(sums, sum);
-    store(maxima, softmax.row_max[v]);
-    for (int i = 0; i < rows; ++i) store_row_state(p, batch, head, query + i, {maxima[i], sums[i]});
-    for (int64_t channel = 0; channel < p.head_dim_v; channel += kLanes) {
-      Vec block[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        block[i] = load(acc_o + (channel + i) * kQueries + v * kLanes) * inverse;
-      }
-      transpose(block);
-      const int channels = static_cast<int>(std::min<int64_t>(kLanes, p.head_dim_v - channel));
-      auto* row = out + query * p.stride_out_row + channel;
-      if (rows == kLanes && channels == kLanes) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) Element::store(row + i * p.stride_out_row, block[i]);
-      } else {
-        for (int i = 0; i < rows; ++i) {
-          Element::store(row + i * p.stride_out_row, block[i], channels);
-        }
-      }
-    }
+    store_queries<Element>(p, {batch, head, first_query + v * kLanes}, softmax.row_max[v],
+                           softmax.row_sum[v], acc_o + v * kLanes, kQueries, kLanes * kQueries);
   }
 }
 
@@ -70,20 +35,14 @@ struct ForwardPlan {
   int64_t k_size, v_size;          // floats of a packed head
   int64_t q_size, p_size, o_size;  // floats of a tile
   int64_t num_tiles;               // per query head
-  int64_t k_angles, angles_size;   // floats of a batch row's angles: of its keys, of all
   int num_threads;
-  int64_t heads_at_a_time;    // kv heads packed together, so that every thread finds work
-  int64_t batches_at_a_time;  // batch rows that these heads belong to, at most
+  int64_t heads_at_a_time;  // kv heads packed together, so that every thread finds work
 
   ForwardPlan(const AttentionForwardParams& p, const CpuOptions& options) {
     constexpr int64_t kQueries = kMaxVecs * kLanes;
     k_words = words<Dot>(p.head_dim);
     v_dim = round_up(p.head_dim_v, kRows);
-    max_keys = 0;
-    for (int64_t batch = 0; batch < p.batch; ++batch) {
-      const KeyRange keys = packed_keys(p, batch);
-      max_keys = std::max(max_keys, keys.end - keys.begin);
-    }
+    max_keys = max_packed_keys(p);
     k_size = round_up(max_keys, kLanes) * k_words;
     v_size = round_up(max_keys, kRows) * v_dim;
     q_size = kQueries * k_words;
@@ -99,20 +58,6 @@ struct ForwardPlan {
     heads_at_a_time = num_threads == 1 ? 1 : 2 * num_threads;
     const int64_t fitting = kPackedFloats / std::max<int64_t>(k_size + v_size, 1);
     heads_at_a_time = std::max<int64_t>(1, std::min({heads_at_a_time, heads, fitting}));
-
-    const bool shared_angles =
-        p.rotary.rotary_dim > 0 && p.rotary.num_tables == 1 && p.num_heads_q > 1;
-    const int64_t row_angles = shared_angles ? RotaryRows::angle_floats(p.rotary.rotary_dim) : 0;
-    k_angles = round_up(max_keys, kLanes) * row_angles;
-    angles_size = k_angles + p.seqlen_q * row_angles;
-    // Heads packed together may begin and end inside a batch row.
-    batches_at_a_time =
-        std::min(p.batch, (heads_at_a_time + p.num_heads_kv - 2) / p.num_heads_kv + 1);
-  }
-
-  // Keys that a batch row needs packed: those some query sees, or all when rotated keys are kept.
-  static KeyRange packed_keys(const AttentionForwardParams& p, int64_t batch) {
-    return p.k_prepared != nullptr ? KeyRange{0, p.seqlen_kv} : visible_to_any(p, batch);
   }
 
   static constexpr double kFlopsPerThread = 2e6;      // less work than this is not worth a wake-up
@@ -129,18 +74,15 @@ class Forward {
         plan_(params, options),
         heads_(plan_.heads_at_a_time * (plan_.k_size + plan_.v_size)),
         tiles_(plan_.num_threads * (plan_.q_size + plan_.p_size + plan_.o_size)),
-        angles_(plan_.batches_at_a_time * plan_.angles_size) {}
+        angles_(params, plan_.heads_at_a_time) {}
 
-  void run() const {
+  void run() {
     const int64_t num_blocks = (plan_.max_keys + kBlockKv - 1) / kBlockKv;
     const int64_t tiles_per_head = p_.num_heads_q / p_.num_heads_kv * plan_.num_tiles;
     const int64_t num_heads = p_.batch * p_.num_heads_kv;
-    int64_t num_tabulated = 0;  // batch rows
     for (int64_t first = 0; first < num_heads; first += plan_.heads_at_a_time) {
       const int64_t count = std::min(plan_.heads_at_a_time, num_heads - first);
-      const int64_t batch_end = (first + count - 1) / p_.num_heads_kv + 1;
-      if (plan_.angles_size > 0) tabulate_batches(num_tabulated, batch_end);
-      num_tabulated = batch_end;
+      angles_.tabulate(first, count, plan_.num_threads);
       parallel_for(plan_.num_threads, count * num_blocks, [&](int64_t task, int) {
         pack_block(first, task / num_blocks, task % num_blocks * kBlockKv);
       });
@@ -155,49 +97,9 @@ class Forward {
 
  private:
   PackedHead packed_head(int64_t batch, int64_t slot) const {
-    const KeyRange keys = plan_.packed_keys(p_, batch);
+    const KeyRange keys = packed_keys(p_, batch);
     const float* k = heads_.data() + slot * (plan_.k_size + plan_.v_size);
     return {k, k + plan_.k_size, keys.begin, keys.end - keys.begin, plan_.k_words, plan_.v_dim};
-  }
-
-  float* batch_angles(int64_t batch) const {
-    return angles_.data() + batch % plan_.batches_at_a_time * plan_.angles_size;
-  }
-
-  RotaryRows rotation_of_keys(int64_t batch, int64_t kv_head) const {
-    RotaryRows rotation = key_rotation(p_, batch, kv_head, 1.0f);
-    if (plan_.angles_size > 0) rotation.angles = batch_angles(batch);
-    rotation.first_angle = plan_.packed_keys(p_, batch).begin;
-    return rotation;
-  }
-
-  RotaryRows rotation_of_queries(int64_t batch, int64_t kv_head) const {
-    RotaryRows rotation = query_rotation(p_, batch, kv_head, 1.0f);
-    if (plan_.angles_size > 0) rotation.angles = batch_angles(batch) + plan_.k_angles;
-    return rotation;
-  }
-
-  // The angles of the keys and queries of batch rows [begin, end).
-  void tabulate_batches(int64_t begin, int64_t end) const {
-    const int64_t k_blocks = (plan_.max_keys + kBlockKv - 1) / kBlockKv;
-    const int64_t num_blocks = k_blocks + (p_.seqlen_q + kBlockKv - 1) / kBlockKv;
-    parallel_for(plan_.num_threads, (end - begin) * num_blocks, [&](int64_t task, int) {
-      const int64_t batch = begin + task / num_blocks;
-      const int64_t block = task % num_blocks;
-      if (block < k_blocks) {
-        const KeyRange keys = plan_.packed_keys(p_, batch);
-        // Packing rotates whole groups of rows.
-        const int64_t padded_end = keys.begin + round_up(keys.end - keys.begin, kLanes);
-        tabulate_block(rotation_of_keys(batch, 0), keys.begin + block * kBlockKv,
-                       std::min(padded_end, p_.seqlen_kv));
-      } else {
-        tabulate_block(rotation_of_queries(batch, 0), (block - k_blocks) * kBlockKv, p_.seqlen_q);
-      }
-    });
-  }
-
-  static void tabulate_block(const RotaryRows& rows, int64_t first, int64_t end) {
-    tabulate_angles(rows, first, std::min(first + kBlockKv, end));
   }
 
   void pack_block(int64_t first_head, int64_t slot, int64_t block) const {
@@ -212,11 +114,7 @@ class Forward {
         static_cast<const Storage*>(p_.k) + batch * p_.stride_k_batch + kv_head * p_.stride_k_head,
         p_.stride_k_row, p_.seqlen_kv, p_.head_dim};
     if (p_.rotary.rotary_dim > 0) {
-      RotaryRows rotation = rotation_of_keys(batch, kv_head);
-      if (p_.k_prepared != nullptr) {
-        rotation.prepared =
-            static_cast<Storage*>(p_.k_prepared) + (first_head + slot) * p_.seqlen_kv * p_.head_dim;
-      }
+      const RotaryRows rotation = angles_.of_keys<Element>(batch, kv_head);
       pack_row_panels<Dot>(rotation, k, head.origin + block, count, k_panels);
     } else {
       pack_row_panels<Dot>(NoPosition{}, k, head.origin + block, count, k_panels);
@@ -271,11 +169,7 @@ class Forward {
         static_cast<const Storage*>(p_.q) + batch * p_.stride_q_batch + head * p_.stride_q_head,
         p_.stride_q_row, p_.seqlen_q, p_.head_dim};
     if (p_.rotary.rotary_dim > 0) {
-      RotaryRows rotation = rotation_of_queries(batch, kv_head);
-      if (p_.q_prepared != nullptr) {
-        rotation.prepared = static_cast<Storage*>(p_.q_prepared) +
-                            (batch * p_.num_heads_q + head) * p_.seqlen_q * p_.head_dim;
-      }
+      const RotaryRows rotation = angles_.of_queries<Element>(batch, head, kv_head);
       pack_lanes<Dot, kVecCount>(rotation, q, query, packed);
     } else {
       pack_lanes<Dot, kVecCount>(NoPosition{}, q, query, packed);
@@ -284,7 +178,8 @@ class Forward {
 
   const AttentionForwardParams& p_;
   ForwardPlan<Dot> plan_;
-  Scratch heads_, tiles_, angles_;
+  Scratch heads_, tiles_;
+  RotationAngles angles_;
 };
 
 inline void forward(const AttentionForwardParams& params, const CpuOptions& options) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/block_range.h"
-#include "cpu/lanes/softmax.h"
+#include "cpu/softmax.h"
 
 namespace drope::DROPE_ISA {
 
