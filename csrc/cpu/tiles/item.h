@@ -70,6 +70,10 @@ DROPE_INLINE Vec finite_reference(Vec reference) {
   return select(equal(reference, broadcast(-kInfinity)), zero(), reference);
 }
 
+// P may be this much above 1 before the row's reference moves: in bf16 it costs no bit, and moving
+// it rescales all of the row's output.
+inline constexpr float kHeadroom = 256.0f;
+
 // Scores to probabilities in 32 portions of two keys.
 class Exponentiation {
  public:
@@ -80,11 +84,8 @@ class Exponentiation {
     for (int c = 0; c < 2; ++c) {
       reference_[c] = finite_reference(load(state.reference + c * kLanes));
       scale_log2_[c] = load(state.scale_log2 + c * kLanes);
-      row_sum_[c] = load(state.row_sum + c * kLanes);
+      block_sum_[c] = zero();
     }
-  }
-  DROPE_INLINE ~Exponentiation() {
-    for (int c = 0; c < 2; ++c) store(state_.row_sum + c * kLanes, row_sum_[c]);
   }
 
   // Portions [begin, end).
@@ -94,10 +95,23 @@ class Exponentiation {
       float* words = p_ + i / 16 * 2 * kTile + i % 16 * kLanes;
       for (int c = 0; c < 2; ++c, s += kTile, words += kTile) {
         const Vec even = probability(load(s), c), odd = probability(load(s + kLanes), c);
-        row_sum_[c] = row_sum_[c] + (even + odd);
+        block_sum_[c] = block_sum_[c] + (even + odd);
         store(words, to_words(even, odd));
       }
     }
+  }
+
+  // Adds to the row sums unless a row may have outgrown its reference: then false, and P has to be
+  // formed again. While all of a block sums to no more than the headroom, no key exceeds it: that
+  // needs no maximum of the scores.
+  DROPE_INLINE bool finish() {
+    const Vec headroom = broadcast(kHeadroom);
+    if (any(less(headroom, block_sum_[0])) || any(less(headroom, block_sum_[1]))) return false;
+    for (int c = 0; c < 2; ++c) {
+      float* row_sum = state_.row_sum + c * kLanes;
+      store(row_sum, load(row_sum) + block_sum_[c]);
+    }
+    return true;
   }
 
  private:
@@ -108,7 +122,7 @@ class Exponentiation {
   QueryState& state_;
   const float* scores_;
   float* p_;
-  Vec reference_[2], scale_log2_[2], row_sum_[2];
+  Vec reference_[2], scale_log2_[2], block_sum_[2];
 };
 
 // The stages for head dimensions up to kDim. What a product leaves in a register, or has loaded
@@ -136,6 +150,9 @@ class ItemStages {
       score_by_pair<kChained>(item, scores, between);
     }
   }
+
+  // The next `accumulate` loads what it begins with: P in memory has changed.
+  DROPE_INLINE void forget_operands() { operands_loaded_ = false; }
 
   // kChained: loads what `score` of `next` begins with.
   template <bool kChained, class Between>

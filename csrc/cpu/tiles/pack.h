@@ -41,7 +41,7 @@ void pack_rows(const Position& position, const Matrix<BFloat16>& x, int64_t row,
                float* tiles) {
   TileStage stage;
   prefetch_rows(x, row + kTileRows, kTileRows);
-  for (int64_t i = 0; i < kTileRows; ++i) stage.set_row(i, position, x, row + i);
+  stage.set_rows(position, x, row);
   const int64_t filled = steps(x.dim);
   for (int64_t step = 0; step < filled; ++step, tiles += kTile) {
     for (int64_t i = 0; i < kTileRows; ++i) {
@@ -56,7 +56,7 @@ void pack_columns(const Position& position, const Matrix<BFloat16>& x, int64_t r
                   int64_t num_steps, float* tiles) {
   TileStage stage;
   prefetch_rows(x, row + kTileRows, kTileRows);
-  for (int64_t i = 0; i < kTileRows; ++i) stage.set_row(i, position, x, row + i);
+  stage.set_rows(position, x, row);
   const int64_t filled = steps(x.dim);
   stage.transposed(filled * kLanes,
                    [&](int64_t w, const Vec& rows) { store(tiles + w * kLanes, rows); });

@@ -77,4 +77,12 @@ DROPE_INLINE Vec to_words(Vec low, Vec high) {
       _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second))};
 }
 
+// Words of 16 numbers of one row and those of another.
+DROPE_INLINE Vec pair_words(const uint16_t* low, const uint16_t* high) {
+  const auto widen = [](const uint16_t* numbers) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers)));
+  };
+  return {_mm512_castsi512_ps(_mm512_or_si512(widen(low), _mm512_slli_epi32(widen(high), 16)))};
+}
+
 }  // namespace drope::DROPE_ISA

@@ -87,4 +87,8 @@ DROPE_INLINE Vec to_words(const Vec& low, const Vec& high) {
   });
 }
 
+DROPE_INLINE Vec pair_words(const uint16_t* low, const uint16_t* high) {
+  return each_bits([&](int i) { return low[i] | static_cast<uint32_t>(high[i]) << 16; });
+}
+
 }  // namespace drope::DROPE_ISA
