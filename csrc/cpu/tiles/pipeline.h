@@ -68,7 +68,7 @@ class Pipeline {
   // The three stages of three items, each product with its share of the exponentials. False if
   // those of the current item have to be formed again.
   bool advance(const Item& next) {
-    Exponentiation exponentiation(*current_.state, scratch_.scores, scratch_.p);
+    Exponentiation exponentiation(current_, scratch_.scores, scratch_.p);
     constexpr int kHalf = Exponentiation::kPortions / 2;
     stages_.template accumulate<true>(
         earlier_, scratch_.earlier_p, &next, [&](auto slot) DROPE_INLINE_LAMBDA {
@@ -98,7 +98,7 @@ class Pipeline {
   }
 
   bool try_to_exponentiate() {
-    Exponentiation exponentiation(*current_.state, scratch_.scores, scratch_.p);
+    Exponentiation exponentiation(current_, scratch_.scores, scratch_.p);
     exponentiation.run(0, Exponentiation::kPortions);
     return exponentiation.finish();
   }
@@ -129,12 +129,13 @@ class Pipeline {
     }
   }
 
+  int64_t num_keys() const { return current_.half ? kStep : kItemKeys; }
+
   // Of the current item, of queries 16 c and up.
   Vec largest_score(int c) const {
     const float* s = scratch_.scores + c * kTile;
     Vec even = load(s), odd = load(s + kLanes);
-#pragma GCC unroll 8
-    for (int64_t key = 2; key < kItemKeys; key += 2) {
+    for (int64_t key = 2; key < num_keys(); key += 2) {
       const float* row = s + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
       even = max(even, load(row));
       odd = max(odd, load(row + kLanes));
@@ -166,7 +167,7 @@ class Pipeline {
     const BlockMask<2> mask(range, current_.first_key);
     const KeyRange unmasked{range.all.begin - current_.first_key,
                             range.all.end - current_.first_key};
-    for (int64_t key = 0; key < kItemKeys; ++key) {
+    for (int64_t key = 0; key < num_keys(); ++key) {
       if (unmasked.begin <= key && key < unmasked.end) continue;
       float* row = scratch_.scores + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
       for (int c = 0; c < 2; ++c) store(row + c * kTile, mask.apply(load(row + c * kTile), c, key));
