@@ -55,6 +55,18 @@ def supports(spec: AttentionSpec) -> str | None:
     return None
 
 
+def served_by(spec: AttentionSpec) -> str:
+    """The kernels that serve a call: tiles or lanes, and why not tiles."""
+    return _C.cpu_kernels_for(
+        dtype=DTYPE_CODES[spec.dtype],
+        seqlen_q=spec.seqlen_q,
+        head_dim=spec.head_dim,
+        head_dim_v=spec.head_dim_v,
+        softcap=spec.softcap,
+        decode=spec.decode,
+    )
+
+
 def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
     """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q, k (size 0 unless kept)."""
     if inputs.cu_seqlens_q is not None:

@@ -128,6 +128,10 @@ class CudaBackend:
             return f"it computes on {device} and the tensors are on {spec.device}."
         return self.unavailable() or self._no_kernel(spec.device_index) or _unsupported(spec)
 
+    def served_by(self, spec: AttentionSpec) -> str | None:
+        """Which of its kernels serve a call: the launch tells, selection does not."""
+        return None
+
     def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         q, k, v = inputs.q, inputs.k, inputs.v
@@ -273,5 +277,5 @@ _cuda = CudaBackend(
     architectures=_C.build_info()["cuda_architectures"],
     missing=cuda_unavailable_reason(),
 )
-unavailable, supports = _cuda.unavailable, _cuda.supports
+unavailable, supports, served_by = _cuda.unavailable, _cuda.supports, _cuda.served_by
 forward, backward, decode = _cuda.forward, _cuda.backward, _cuda.decode
