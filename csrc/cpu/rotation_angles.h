@@ -46,7 +46,7 @@ class RotationAngles {
     if (floats_ > 0) point_to_keys(batch, rows);
     if (p_.k_prepared != nullptr) {
       rows.prepared = static_cast<typename Element::Storage*>(p_.k_prepared) +
-                      (batch * p_.num_heads_kv + kv_head) * p_.seqlen_kv * p_.head_dim;
+                      (batch * p_.num_heads_kv + kv_head) * p_.head_rows_kv() * p_.head_dim;
     }
     return rows;
   }
@@ -56,7 +56,7 @@ class RotationAngles {
     if (floats_ > 0) point_to_queries(batch, rows);
     if (p_.q_prepared != nullptr) {
       rows.prepared = static_cast<typename Element::Storage*>(p_.q_prepared) +
-                      (batch * p_.num_heads_q + head) * p_.seqlen_q * p_.head_dim;
+                      (batch * p_.num_heads_q + head) * p_.head_rows_q() * p_.head_dim;
     }
     return rows;
   }

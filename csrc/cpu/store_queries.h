@@ -15,11 +15,11 @@ struct FirstQuery {
 
 inline void store_row_state(const AttentionForwardParams& p, const FirstQuery& at, int64_t i,
                             const RowSoftmax& softmax) {
-  const int64_t row = (at.batch * p.num_heads_q + at.head) * p.seqlen_q + at.query + i;
+  const int64_t row = (at.batch * p.num_heads_q + at.head) * p.head_rows_q() + at.query + i;
   p.lse[row] = softmax.lse(scale_of_row(p, at.batch, at.head, at.query + i), p.softcap);
   if (p.softmax_state == nullptr) return;
   p.softmax_state[row] = softmax.reference(p.softcap);
-  p.softmax_state[p.batch * p.num_heads_q * p.seqlen_q + row] = softmax.log2_sum();
+  p.softmax_state[p.batch * p.num_heads_q * p.head_rows_q() + row] = softmax.log2_sum();
 }
 
 // Normalises the queries that exist and stores their rows. Channel c of all of them starts at

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from drope_kernels import _C
-from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
+from drope_kernels.backends.addresses import (
+    call_arguments,
+    decode_arguments,
+    packed_arguments,
+    strided,
+)
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.spec.layout import (
     empty_grad_scale,
@@ -141,7 +146,7 @@ class CudaBackend:
         q_prepared = q.new_empty(q.shape if keep else (0,))
         k_prepared = q.new_empty(k.shape if keep else (0,))
         arguments, alive = call_arguments(inputs)
-        arguments |= _packed_arguments(inputs, alive)
+        arguments |= packed_arguments(inputs, alive)
         arguments |= {
             "out": strided(out),
             "lse": lse.data_ptr(),
@@ -190,7 +195,7 @@ class CudaBackend:
             "family": 80,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
-        arguments |= _packed_arguments(inputs, alive)
+        arguments |= packed_arguments(inputs, alive)
         operands = [inputs.q, inputs.k, inputs.v, out, softmax_state, grad_out]
         self.launch("cuda_attention_backward", arguments, [*operands, *grads, grad_scale, *alive])
         return *grads, grad_scale
@@ -253,19 +258,6 @@ def _unsupported(spec: AttentionSpec) -> str | None:
     if spec.batch * spec.num_heads_q * (rows // 16 + 1) > MAX_TILES:
         return "its grids have at most 2**31 - 1 tiles of 16 rows, over all heads and batch rows."
     return None
-
-
-def _packed_arguments(inputs: AttentionInputs, alive: list[Tensor]) -> dict[str, int]:
-    """Of packed calls; zeros in others."""
-    if inputs.cu_seqlens_q is None or inputs.cu_seqlens_k is None:
-        return {"cu_seqlens_q": 0, "cu_seqlens_k": 0, "num_seqs": 0}
-    ends_q, ends_k = inputs.cu_seqlens_q.contiguous(), inputs.cu_seqlens_k.contiguous()
-    alive += [ends_q, ends_k]
-    return {
-        "cu_seqlens_q": ends_q.data_ptr(),
-        "cu_seqlens_k": ends_k.data_ptr(),
-        "num_seqs": ends_q.shape[0] - 1,
-    }
 
 
 def _aligned(x: Tensor) -> Tensor:
