@@ -1,8 +1,8 @@
-// Attention backward on tiles, in one pass over the items of (query, key), without atomics.
+// Attention backward on tiles, in one pass over the blocks of (query, key), without atomics.
 //
 //   for each kv head: pack k and v
-//   for each part of a head's query items: clear its dK and dV; for each group of its items
-//     load q and dO; for each key item, for each query item: the five products; store dQ
+//   for each part of a head's query blocks: clear its dK and dV; for each group of its blocks
+//     load q and dO; for each kv block, for each query block: the five products; store dQ
 //   for each kv head: add its parts in order, undo the rotation of dK, store dK and dV
 #pragma once
 
@@ -13,16 +13,16 @@
 
 namespace drope::DROPE_ISA {
 
-// Query items that share a key item while it is in the L2 cache, most of which they fill.
-inline constexpr int64_t kItemsPerGroup = 8;
+// Query blocks that share a kv block while it is in the L2 cache, most of which they fill.
+inline constexpr int64_t kBlocksPerGroup = 8;
 
 // Sizes of a backward call. num_parts is a function of the shape alone, so that gradients are the
 // same numbers on any number of threads.
 struct BackwardPlan {
-  int64_t max_keys;        // that a head packs, a multiple of kItemKeys
-  int64_t items_per_head;  // of a query head
-  int64_t num_items;       // of a kv head
-  int64_t num_parts;       // of a kv head's items; each has dK and dV of its own
+  int64_t max_keys;         // that a head packs, a multiple of kBlockKeys
+  int64_t blocks_per_head;  // of a query head
+  int64_t num_blocks;       // of a kv head
+  int64_t num_parts;        // of a kv head's blocks; each has dK and dV of its own
   int num_threads;
   int64_t heads_at_a_time;
 
@@ -32,13 +32,13 @@ struct BackwardPlan {
       const KeyRange keys = visible_to_any(p, batch);
       max_keys = std::max(max_keys, keys.end - keys.begin);
     }
-    max_keys = round_up(max_keys, kItemKeys);
-    items_per_head = (p.seqlen_q + kItemQueries - 1) / kItemQueries;
-    num_items = p.num_heads_q / p.num_heads_kv * items_per_head;
+    max_keys = round_up(max_keys, kBlockKeys);
+    blocks_per_head = (p.seqlen_q + kBlockQueries - 1) / kBlockQueries;
+    num_blocks = p.num_heads_q / p.num_heads_kv * blocks_per_head;
 
     const int64_t heads = std::max<int64_t>(1, p.batch * p.num_heads_kv);
     const int64_t wanted = std::min((kWantedTasks + heads - 1) / heads, kMaxParts);
-    num_parts = std::max<int64_t>(1, std::min(wanted, num_items / kItemsPerPart));
+    num_parts = std::max<int64_t>(1, std::min(wanted, num_blocks / kBlocksPerPart));
 
     const double flops = 5.0 * static_cast<double>(p.batch * p.num_heads_q * p.seqlen_q) *
                          static_cast<double>(max_keys * (p.head_dim + p.head_dim_v));
@@ -47,20 +47,20 @@ struct BackwardPlan {
     heads_at_a_time = std::min((num_threads + num_parts - 1) / num_parts, heads);
   }
 
-  // The number of a part's query items, and the index of each. Parts take turns, every other time
-  // in reverse: under a causal mask later items cost more.
-  int64_t part_items(int64_t part) const {
-    const int64_t rounds = num_items / num_parts;
-    return rounds + (item_at(part, rounds) < num_items ? 1 : 0);
+  // The number of a part's query blocks, and the index of each. Parts take turns, every other time
+  // in reverse: under a causal mask later blocks cost more.
+  int64_t part_blocks(int64_t part) const {
+    const int64_t rounds = num_blocks / num_parts;
+    return rounds + (block_at(part, rounds) < num_blocks ? 1 : 0);
   }
-  int64_t item_at(int64_t part, int64_t round) const {
+  int64_t block_at(int64_t part, int64_t round) const {
     return round * num_parts + (round % 2 == 0 ? part : num_parts - 1 - part);
   }
 
-  static constexpr int64_t kWantedTasks = 16;               // enough for that many threads
-  static constexpr int64_t kMaxParts = 8;                   // bound on the memory of one head
-  static constexpr int64_t kItemsPerPart = kItemsPerGroup;  // fewer would share keys less
-  static constexpr double kFlopsPerThread = 2e7;            // less work is not worth a wake-up
+  static constexpr int64_t kWantedTasks = 16;                 // enough for that many threads
+  static constexpr int64_t kMaxParts = 8;                     // bound on the memory of one head
+  static constexpr int64_t kBlocksPerPart = kBlocksPerGroup;  // fewer would share keys less
+  static constexpr double kFlopsPerThread = 2e7;              // less work is not worth a wake-up
 };
 
 template <int kDim>
@@ -70,17 +70,17 @@ class Backward {
       : p_(params),
         plan_(params, options),
         heads_(plan_.heads_at_a_time * head_size()),
-        items_(plan_.num_threads * kWorkerSize) {}
+        blocks_(plan_.num_threads * kWorkerSize) {}
 
   void run() const {
     const int64_t num_heads = p_.batch * p_.num_heads_kv;
-    const int64_t num_blocks = plan_.max_keys / kItemKeys;
+    const int64_t num_kv_blocks = plan_.max_keys / kBlockKeys;
     const int64_t num_chunks = (p_.seqlen_kv + kChunkKeys - 1) / kChunkKeys;
     for (int64_t first = 0; first < num_heads; first += plan_.heads_at_a_time) {
       const int64_t count = std::min(plan_.heads_at_a_time, num_heads - first);
       const int threads = plan_.num_threads;
-      parallel_for(threads, count * num_blocks, [&](int64_t task, int) {
-        pack_keys(head_at(first, task / num_blocks), task % num_blocks * kItemKeys);
+      parallel_for(threads, count * num_kv_blocks, [&](int64_t task, int) {
+        pack_keys(head_at(first, task / num_kv_blocks), task % num_kv_blocks * kBlockKeys);
       });
       parallel_for(threads, count * plan_.num_parts, [&](int64_t task, int worker) {
         differentiate_part(head_at(first, task / plan_.num_parts), task % plan_.num_parts, worker);
@@ -95,8 +95,8 @@ class Backward {
 
  private:
   static constexpr int64_t kChunkKeys = 128;
-  static constexpr int64_t kItemSize = QueryItem::kFloats * kDim;
-  static constexpr int64_t kWorkerSize = kItemsPerGroup * kItemSize + ItemScores::kFloats;
+  static constexpr int64_t kBlockSize = QueryBlock::kFloats * kDim;
+  static constexpr int64_t kWorkerSize = kBlocksPerGroup * kBlockSize + BlockScores::kFloats;
   // Per key: three operands, then dK and dV of each part.
   static constexpr int64_t kOperandSize = kDim / 2, kGradSize = kDim;
 
@@ -132,7 +132,7 @@ class Backward {
     float* k_rows = head.memory + first * kOperandSize;
     float* v_rows = k_rows + plan_.max_keys * kOperandSize;
     float* k_channels = v_rows + plan_.max_keys * kOperandSize;
-    for (int64_t key = 0; key < kItemKeys; key += kTileRows) {
+    for (int64_t key = 0; key < kBlockKeys; key += kTileRows) {
       const int64_t offset = key * kOperandSize;
       pack_rows(NoPosition{}, k, first + key, Channels<kDim>::kSteps, k_rows + offset);
       pack_rows(NoPosition{}, v, first + key, Channels<kDim>::kSteps, v_rows + offset);
@@ -142,7 +142,7 @@ class Backward {
     }
   }
 
-  KeyItem keys_at(const Head& head, int64_t part, int64_t first) const {
+  KeyBlock keys_at(const Head& head, int64_t part, int64_t first) const {
     const float* k_rows = head.memory + first * kOperandSize;
     const int64_t operand = plan_.max_keys * kOperandSize, grad = first * kGradSize;
     return {first,
@@ -153,44 +153,44 @@ class Backward {
             grad_v(head, part) + grad};
   }
 
-  QueryRows query_rows(const Head& head, int64_t item) const {
+  QueryRows query_rows(const Head& head, int64_t q_block) const {
     const int64_t group_heads = p_.num_heads_q / p_.num_heads_kv;
-    return {head.batch, head.kv_head * group_heads + item / plan_.items_per_head, head.kv_head,
-            item % plan_.items_per_head * kItemQueries};
+    return {head.batch, head.kv_head * group_heads + q_block / plan_.blocks_per_head, head.kv_head,
+            q_block % plan_.blocks_per_head * kBlockQueries};
   }
 
   void differentiate_part(const Head& head, int64_t part, int worker) const {
     std::memset(grad_k(head, part), 0, sizeof(float) * plan_.max_keys * 2 * kGradSize);
-    const int64_t num_items = plan_.part_items(part);
+    const int64_t num_blocks = plan_.part_blocks(part);
     const Tiles tiles;
-    for (int64_t round = 0; round < num_items; round += kItemsPerGroup) {
-      differentiate_group(tiles, head, part, round, std::min(kItemsPerGroup, num_items - round),
-                          items_.data() + worker * kWorkerSize);
+    for (int64_t round = 0; round < num_blocks; round += kBlocksPerGroup) {
+      differentiate_group(tiles, head, part, round, std::min(kBlocksPerGroup, num_blocks - round),
+                          blocks_.data() + worker * kWorkerSize);
     }
   }
 
-  // Query items [round, round + count) of a part.
+  // Query blocks [round, round + count) of a part.
   void differentiate_group(const Tiles& tiles, const Head& head, int64_t part, int64_t round,
                            int64_t count, float* memory) const {
-    const ItemScores scores(memory);
-    memory += ItemScores::kFloats;
-    QueryItem items[kItemsPerGroup];
+    const BlockScores scores(memory);
+    memory += BlockScores::kFloats;
+    QueryBlock blocks[kBlocksPerGroup];
     KeyRange any{INT64_MAX, 0};
     for (int64_t i = 0; i < count; ++i) {
-      items[i].place(memory + i * kItemSize, kDim);
-      load_queries<kDim>(p_, query_rows(head, plan_.item_at(part, round + i)), head.keys.begin,
-                         items[i]);
-      for (const TileRange<kSliceVecs>& range : items[i].ranges) {
+      blocks[i].place(memory + i * kBlockSize, kDim);
+      load_queries<kDim>(p_, query_rows(head, plan_.block_at(part, round + i)), head.keys.begin,
+                         blocks[i]);
+      for (const TileRange<kSliceVecs>& range : blocks[i].ranges) {
         if (range.any.empty()) continue;
         any = {std::min(any.begin, range.any.begin), std::max(any.end, range.any.end)};
       }
     }
-    for (int64_t key = any.begin / kItemKeys * kItemKeys; key < any.end; key += kItemKeys) {
-      const KeyItem keys = keys_at(head, part, key);
-      for (int64_t i = 0; i < count; ++i) differentiate_item<kDim>(tiles, items[i], keys, scores);
+    for (int64_t key = any.begin / kBlockKeys * kBlockKeys; key < any.end; key += kBlockKeys) {
+      const KeyBlock keys = keys_at(head, part, key);
+      for (int64_t i = 0; i < count; ++i) differentiate_block<kDim>(tiles, blocks[i], keys, scores);
     }
     for (int64_t i = 0; i < count; ++i) {
-      store_queries<kDim>(p_, query_rows(head, plan_.item_at(part, round + i)), items[i]);
+      store_queries<kDim>(p_, query_rows(head, plan_.block_at(part, round + i)), blocks[i]);
     }
   }
 
@@ -233,7 +233,7 @@ class Backward {
 
   const AttentionBackwardParams& p_;
   BackwardPlan plan_;
-  Scratch heads_, items_;
+  Scratch heads_, blocks_;
 };
 
 // For the calls that tiles_refusal lets pass.

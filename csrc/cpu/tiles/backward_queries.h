@@ -1,9 +1,9 @@
-// The ends of the backward pass of the queries of an item: queries and their output gradients in,
+// The ends of the backward pass of a query block: queries and their output gradients in,
 // dQ and dscale out.
 #pragma once
 
 #include "cpu/backward_rows.h"
-#include "cpu/tiles/backward_item.h"
+#include "cpu/tiles/backward_block.h"
 
 namespace drope::DROPE_ISA {
 
@@ -72,7 +72,7 @@ inline void load_row_terms(const AttentionBackwardParams& p, const QueryRows& ro
 // Rows that see no key are loaded as 0, like those past the end: they may be NaN.
 template <int kDim>
 void load_slice(const AttentionBackwardParams& p, const QueryRows& rows, int slice, int64_t origin,
-                QueryItem& queries) {
+                QueryBlock& queries) {
   constexpr int kSteps = Channels<kDim>::kSteps, kTiles = Channels<kDim>::kTiles;
   TileRange<kSliceVecs>& range = queries.ranges[slice];
   range = TileRange<kSliceVecs>(p, rows.batch, rows.first, origin);
@@ -95,11 +95,11 @@ void load_slice(const AttentionBackwardParams& p, const QueryRows& rows, int sli
 
 template <int kDim>
 void load_queries(const AttentionBackwardParams& p, QueryRows rows, int64_t origin,
-                  QueryItem& queries) {
+                  QueryBlock& queries) {
   for (int slice = 0; slice < kSlices; ++slice, rows.first += kSliceQueries) {
     load_slice<kDim>(p, rows, slice, origin, queries);
   }
-  clear_tiles(queries.grad_q, kItemQueries * kDim / kTile);
+  clear_tiles(queries.grad_q, kBlockQueries * kDim / kTile);
 }
 
 // kLanes rows of dQ from its sums (tiles of channels, kSliceVecs), whose lanes they are.
@@ -129,7 +129,7 @@ void store_grad_scale(const AttentionBackwardParams& p, const QueryRows& rows, i
 }
 
 template <int kDim>
-void store_queries(const AttentionBackwardParams& p, QueryRows rows, const QueryItem& queries) {
+void store_queries(const AttentionBackwardParams& p, QueryRows rows, const QueryBlock& queries) {
   uint16_t* grad_q = static_cast<uint16_t*>(p.grad_q) + rows.batch * p.stride_grad_q_batch +
                      rows.head * p.stride_grad_q_head;
   const RotaryRows rotation = undo_query_rotation(p, rows);

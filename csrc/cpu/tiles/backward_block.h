@@ -1,10 +1,10 @@
-// An item of the backward pass: kItemQueries queries and kItemKeys keys, in slices of kSliceQueries
-// queries, and its five products.
+// A block of the backward pass: kBlockQueries queries and kBlockKeys keys, in slices of
+// kSliceQueries queries, and its five products.
 //
 //   S^T = K Q^T, dP^T = V dO^T       sums of 16 keys (rows) and 16 queries (lanes)
 //   P = 2^(exponent(S) - L)          dS = P * (scale * dP + minus_delta)
 //   dQ^T += K^T dS^T                 per slice: sums of 16 channels and 16 queries
-//   dV += P^T dO, dK += dS^T Q       per item: sums of 16 keys and 16 channels
+//   dV += P^T dO, dK += dS^T Q       per block: sums of 16 keys and 16 channels
 #pragma once
 
 #include <algorithm>
@@ -16,15 +16,15 @@
 
 namespace drope::DROPE_ISA {
 
-// P and dS of an item take half of the L1 cache. Half as many queries would move the sums of dK and
+// P and dS of a block take half of the L1 cache. Half as many queries would move the sums of dK and
 // dV twice as often.
 inline constexpr int kSliceVecs = 2;
 inline constexpr int kSlices = 4;
 inline constexpr int64_t kSliceQueries = kSliceVecs * kLanes;
-inline constexpr int64_t kItemQueries = kSlices * kSliceQueries;
-inline constexpr int64_t kItemKeys = 64;
-inline constexpr int kKeyTiles = kItemKeys / kTileRows;
-inline constexpr int kKeySteps = kItemKeys / kStep;
+inline constexpr int64_t kBlockQueries = kSlices * kSliceQueries;
+inline constexpr int64_t kBlockKeys = 64;
+inline constexpr int kKeyTiles = kBlockKeys / kTileRows;
+inline constexpr int kKeySteps = kBlockKeys / kStep;
 static_assert(kSliceQueries == kStep && kSlices <= 4, "dK and dV contract a step per slice");
 
 // Head dimensions are padded to kDim channels.
@@ -42,7 +42,7 @@ struct RowTerms {
 };
 
 // What a group of queries keeps while it goes through the keys. Tiles of one slice are together.
-struct QueryItem {
+struct QueryBlock {
   TileRange<kSliceVecs> ranges[kSlices];
   RowTerms terms[kSlices];
   float* q_columns;         // (slice, kSliceVecs, steps of channels)
@@ -51,8 +51,8 @@ struct QueryItem {
   float* grad_out_pairs;    // (slice, tiles of channels)
   float* grad_q;            // (slice, tiles of channels, kSliceVecs), float32
 
-  static constexpr int64_t kOperand = kItemQueries / 2;  // floats of an operand per channel
-  static constexpr int64_t kFloats = 4 * kOperand + kItemQueries;  // per channel
+  static constexpr int64_t kOperand = kBlockQueries / 2;  // floats of an operand per channel
+  static constexpr int64_t kFloats = 4 * kOperand + kBlockQueries;  // per channel
 
   void place(float* memory, int64_t dim) {
     q_columns = memory;
@@ -63,8 +63,8 @@ struct QueryItem {
   }
 };
 
-// kItemKeys keys, from key `first` of the packed head.
-struct KeyItem {
+// kBlockKeys keys, from key `first` of the packed head.
+struct KeyBlock {
   int64_t first;
   const float* k_rows;      // (key tile, steps of channels)
   const float* v_rows;      // (key tile, steps of channels)
@@ -73,8 +73,8 @@ struct KeyItem {
   float* grad_v;            // (key tile, tiles of channels), float32
 };
 
-// Between the products of an item.
-struct ItemScores {
+// Between the products of an block.
+struct BlockScores {
   float* scores;          // (key tile, kSliceVecs): S, then P in float32
   float* grad_p;          // (key tile, kSliceVecs)
   float* grad_s_columns;  // (step of keys, kSliceVecs)
@@ -85,7 +85,7 @@ struct ItemScores {
   static constexpr int64_t kFloats =
       (2 * kSliceTiles + kKeySteps * kSliceVecs + 2 * kSlices * kKeyTiles) * kTile;
 
-  explicit ItemScores(float* memory)
+  explicit BlockScores(float* memory)
       : scores(memory),
         grad_p(scores + kSliceTiles * kTile),
         grad_s_columns(grad_p + kSliceTiles * kTile),
@@ -117,10 +117,10 @@ DROPE_INLINE void form_probabilities(const RowTerms& terms, const BlockMask<kSli
 }
 
 // dS of keys `key` and key + 1 as words of queries and as words of keys.
-DROPE_INLINE void form_grad_scores(const RowTerms& terms, int64_t key, const ItemScores& item,
+DROPE_INLINE void form_grad_scores(const RowTerms& terms, int64_t key, const BlockScores& block,
                                    float* grad_s_rows) {
-  const float* p_row = row_of_sums(item.scores, key);
-  const float* grad_p_row = row_of_sums(item.grad_p, key);
+  const float* p_row = row_of_sums(block.scores, key);
+  const float* grad_p_row = row_of_sums(block.grad_p, key);
   Vec grad_s[2][kSliceVecs];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
@@ -133,7 +133,7 @@ DROPE_INLINE void form_grad_scores(const RowTerms& terms, int64_t key, const Ite
     store(row_of_words(grad_s_rows, key + i), to_words(grad_s[i][0], grad_s[i][1]));
   }
   float* columns =
-      item.grad_s_columns + key / kStep * kSliceVecs * kTile + key % kStep / 2 * kLanes;
+      block.grad_s_columns + key / kStep * kSliceVecs * kTile + key % kStep / 2 * kLanes;
 #pragma GCC unroll 2
   for (int v = 0; v < kSliceVecs; ++v) {
     store(columns + v * kTile, to_words(grad_s[0][v], grad_s[1][v]));
@@ -178,70 +178,70 @@ DROPE_INLINE void add_key_grad(const Tiles& tiles, const float* words, const flo
 }
 
 template <int kDim>
-void add_key_grads(const Tiles& tiles, int first, int count, const ItemScores& item,
-                   const QueryItem& queries, const KeyItem& keys) {
+void add_key_grads(const Tiles& tiles, int first, int count, const BlockScores& block,
+                   const QueryBlock& queries, const KeyBlock& keys) {
   const int64_t words = first * kKeyTiles * kTile;
   const int64_t pairs = first * Channels<kDim>::kTiles * kTile;
   unrolled<kSlices>([&](auto index) {
     constexpr int kCount = index + 1;
     if (kCount != count) return;
-    add_key_grad<kDim, kCount>(tiles, item.p_rows + words, queries.grad_out_pairs + pairs,
+    add_key_grad<kDim, kCount>(tiles, block.p_rows + words, queries.grad_out_pairs + pairs,
                                keys.grad_v);
-    add_key_grad<kDim, kCount>(tiles, item.grad_s_rows + words, queries.q_pairs + pairs,
+    add_key_grad<kDim, kCount>(tiles, block.grad_s_rows + words, queries.q_pairs + pairs,
                                keys.grad_k);
   });
 }
 
 template <int kDim>
-void differentiate_slice(const Tiles& tiles, const QueryItem& queries, int slice,
-                         const KeyItem& keys, const ItemScores& item) {
+void differentiate_slice(const Tiles& tiles, const QueryBlock& queries, int slice,
+                         const KeyBlock& keys, const BlockScores& block) {
   const TileRange<kSliceVecs>& range = queries.ranges[slice];
   const RowTerms terms = queries.terms[slice];
   constexpr int64_t kColumns = kSliceQueries / 2 * kDim;
-  score_slice<kDim>(tiles, keys.k_rows, queries.q_columns + slice * kColumns, item.scores,
+  score_slice<kDim>(tiles, keys.k_rows, queries.q_columns + slice * kColumns, block.scores,
                     NoWork{});
-  score_slice<kDim>(tiles, keys.v_rows, queries.grad_out_columns + slice * kColumns, item.grad_p,
+  score_slice<kDim>(tiles, keys.v_rows, queries.grad_out_columns + slice * kColumns, block.grad_p,
                     NoWork{});
-  float* p_rows = item.p_rows + slice * kKeyTiles * kTile;
-  float* grad_s_rows = item.grad_s_rows + slice * kKeyTiles * kTile;
-  if (keys.first < range.all.begin || keys.first + kItemKeys > range.all.end) {
+  float* p_rows = block.p_rows + slice * kKeyTiles * kTile;
+  float* grad_s_rows = block.grad_s_rows + slice * kKeyTiles * kTile;
+  if (keys.first < range.all.begin || keys.first + kBlockKeys > range.all.end) {
     const BlockMask<kSliceVecs> mask(range, keys.first);
-    for (int64_t key = 0; key < kItemKeys; ++key) {
-      form_probabilities(terms, &mask, key, item.scores, p_rows);
+    for (int64_t key = 0; key < kBlockKeys; ++key) {
+      form_probabilities(terms, &mask, key, block.scores, p_rows);
     }
   } else {
-    for (int64_t key = 0; key < kItemKeys; ++key) {
-      form_probabilities(terms, nullptr, key, item.scores, p_rows);
+    for (int64_t key = 0; key < kBlockKeys; ++key) {
+      form_probabilities(terms, nullptr, key, block.scores, p_rows);
     }
   }
-  for (int64_t key = 0; key < kItemKeys; key += 2) {
-    form_grad_scores(terms, key, item, grad_s_rows);
+  for (int64_t key = 0; key < kBlockKeys; key += 2) {
+    form_grad_scores(terms, key, block, grad_s_rows);
   }
-  add_grad_q<kDim>(tiles, keys.k_channels, item.grad_s_columns,
+  add_grad_q<kDim>(tiles, keys.k_channels, block.grad_s_columns,
                    queries.grad_q + slice * kSliceQueries * kDim, NoWork{});
 }
 
-// The slices that see a key of the item: a run of them, as both ends of what queries see ascend.
-DROPE_INLINE KeyRange seeing_slices(const QueryItem& queries, int64_t first_key) {
+// The slices that see a key of the block: a run of them, as both ends of what queries see ascend.
+DROPE_INLINE KeyRange seeing_slices(const QueryBlock& queries, int64_t first_key) {
   KeyRange slices{0, 0};
   for (int slice = 0; slice < kSlices; ++slice) {
     const KeyRange& any = queries.ranges[slice].any;
-    if (any.empty() || any.end <= first_key || any.begin >= first_key + kItemKeys) continue;
+    if (any.empty() || any.end <= first_key || any.begin >= first_key + kBlockKeys) continue;
     slices = {slices.empty() ? slice : slices.begin, slice + 1};
   }
   return slices;
 }
 
 template <int kDim>
-void differentiate_item(const Tiles& tiles, const QueryItem& queries, const KeyItem& keys,
-                        const ItemScores& item) {
+void differentiate_block(const Tiles& tiles, const QueryBlock& queries, const KeyBlock& keys,
+                         const BlockScores& block) {
   const KeyRange slices = seeing_slices(queries, keys.first);
   if (slices.empty()) return;
   for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
-    differentiate_slice<kDim>(tiles, queries, static_cast<int>(slice), keys, item);
+    differentiate_slice<kDim>(tiles, queries, static_cast<int>(slice), keys, block);
   }
   add_key_grads<kDim>(tiles, static_cast<int>(slices.begin),
-                      static_cast<int>(slices.end - slices.begin), item, queries, keys);
+                      static_cast<int>(slices.end - slices.begin), block, queries, keys);
 }
 
 }  // namespace drope::DROPE_ISA
