@@ -82,6 +82,13 @@ DROPE_INLINE Vec exponent(Vec t, Vec reference, Vec scale_log2, Vec minus_log2_s
   return fma(scale_log2, t - reference, minus_log2_sum);
 }
 
+// 2^exponent of one reference against a larger one: brings what was summed by it to the other.
+// Exactly 1 if it stays: exp2(0) is not, and would fade early keys block by block.
+DROPE_INLINE Vec rescale(Vec reference, Vec earlier, Vec scale_log2) {
+  return select(equal(earlier, reference), broadcast(1.0f),
+                exp2(exponent(earlier, reference, scale_log2, zero())));
+}
+
 // Logit scale of one query.
 DROPE_INLINE float scale_of_row(const AttentionParams& p, int64_t batch, int64_t head,
                                 int64_t row) {

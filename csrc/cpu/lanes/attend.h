@@ -33,13 +33,6 @@ struct TileScratch {
   float* acc_o;  // (head_dim_v rounded up to kLanes, query)
 };
 
-// 2^exponent of one reference against a larger one: brings what was summed by it to the other.
-// Exactly 1 if it stays: exp2(0) is not, and would fade early keys block by block.
-DROPE_INLINE Vec rescale(Vec reference, Vec earlier, Vec scale_log2) {
-  return select(equal(earlier, reference), broadcast(1.0f),
-                exp2(exponent(earlier, reference, scale_log2, zero())));
-}
-
 // The running softmax of a tile: p = 2^exponent of each score against row_max.
 template <int kVecCount>
 struct Softmax {

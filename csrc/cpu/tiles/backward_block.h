@@ -146,7 +146,7 @@ template <int kDim, class Beside>
 DROPE_INLINE void score_slice(const Tiles& tiles, const float* rows, const float* columns,
                               float* sums, const Beside& beside) {
   constexpr int kSteps = Channels<kDim>::kSteps;
-  unrolled<(kSteps + 1) / 2>([&](auto pair) {
+  unroll<(kSteps + 1) / 2>([&](auto pair) DROPE_INLINE_LAMBDA {
     constexpr int kFirst = 2 * pair, kCount = std::min(2, kSteps - kFirst);
     multiply_columns<kCount>(tiles, {rows + kFirst * kTile, kSteps * kTile, kTile},
                              {columns + kFirst * kTile, kSteps * kTile, kTile},
@@ -182,7 +182,7 @@ void add_key_grads(const Tiles& tiles, int first, int count, const BlockScores& 
                    const QueryBlock& queries, const KeyBlock& keys) {
   const int64_t words = first * kKeyTiles * kTile;
   const int64_t pairs = first * Channels<kDim>::kTiles * kTile;
-  unrolled<kSlices>([&](auto index) {
+  unroll<kSlices>([&](auto index) DROPE_INLINE_LAMBDA {
     constexpr int kCount = index + 1;
     if (kCount != count) return;
     add_key_grad<kDim, kCount>(tiles, block.p_rows + words, queries.grad_out_pairs + pairs,

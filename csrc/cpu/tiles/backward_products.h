@@ -6,9 +6,8 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
-#include "cpu/tiles/pack.h"
+#include "cpu/tiles/item.h"
 
 namespace drope::DROPE_ISA {
 
@@ -22,16 +21,6 @@ struct TileSums {
   float* data;
   int64_t stride_row, stride_column;
 };
-
-template <class Body, int... kIndices>
-DROPE_INLINE void unrolled(std::integer_sequence<int, kIndices...>, const Body& body) {
-  (body(std::integral_constant<int, kIndices>{}), ...);
-}
-// body(0), body(1) ... with indices that are constants.
-template <int kCount, class Body>
-DROPE_INLINE void unrolled(const Body& body) {
-  unrolled(std::make_integer_sequence<int, kCount>{}, body);
-}
 
 // What else is done while products run: nothing.
 struct NoWork {
@@ -55,7 +44,7 @@ template <int kSteps, class Beside>
 DROPE_INLINE void multiply_columns(const Tiles& tiles, TileOperand a, const TileOperand& b,
                                    Sums start, TileSums sums, int rows, const Beside& beside) {
   constexpr int kA = 4, kFirst = 6, kSecond = 7;
-  unrolled<kSteps>([&](auto step) {
+  unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
     tiles.load<step>(b.data + step * b.stride_step);
     tiles.load_streaming<kA + step>(a.data + step * a.stride_step);
     tiles.load<kSteps + step>(b.data + b.stride + step * b.stride_step);
@@ -63,14 +52,14 @@ DROPE_INLINE void multiply_columns(const Tiles& tiles, TileOperand a, const Tile
   for (int row = 0; row < rows; ++row) {
     float* second = sums.data + sums.stride_column;
     start_sum<kFirst>(tiles, start, sums.data);
-    unrolled<kSteps>([&](auto step) {
+    unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
       tiles.multiply_add<kFirst, kA + step, step>();
       beside();
     });
     if (row > 0) tiles.store<kSecond>(second - sums.stride_row);
     start_sum<kSecond>(tiles, start, second);
     a.data += a.stride;
-    unrolled<kSteps>([&](auto step) {
+    unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
       tiles.multiply_add<kSecond, kA + step, kSteps + step>();
       beside();
       if (row + 1 < rows) tiles.load_streaming<kA + step>(a.data + step * a.stride_step);
@@ -86,15 +75,16 @@ template <int kSteps>
 DROPE_INLINE void multiply_column(const Tiles& tiles, TileOperand a, const TileOperand& b,
                                   TileSums sums, int rows) {
   constexpr int kA = 4, kSum = 6;
-  unrolled<kSteps>([&](auto step) { tiles.load<step>(b.data + step * b.stride_step); });
+  unroll<kSteps>([&](auto step)
+                     DROPE_INLINE_LAMBDA { tiles.load<step>(b.data + step * b.stride_step); });
   tiles.load<kA>(a.data);
   tiles.load<kA + 1>(a.data + (kSteps > 1 ? a.stride_step : a.stride));
   for (int row = 0; row < rows; row += 2) {
-    unrolled<2>([&](auto odd) {
+    unroll<2>([&](auto odd) DROPE_INLINE_LAMBDA {
       constexpr int kOdd = odd;
       const bool last = kOdd == 1 && row + 2 == rows;
       tiles.load<kSum + kOdd>(sums.data);
-      unrolled<kSteps>([&](auto step) {
+      unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
         constexpr int kRegister = kA + (kOdd * kSteps + step) % 2;
         tiles.multiply_add<kSum + kOdd, kRegister, step>();
         if constexpr (step + 2 < kSteps) {

@@ -4,6 +4,7 @@
 
 #include "cpu/attention_cpu.h"
 #include "cpu/tiles/backward.h"
+#include "cpu/tiles/forward.h"
 #include "cpu/tiles/serves.h"
 
 namespace drope {
@@ -15,6 +16,7 @@ extern const CpuKernels kernels;
 namespace DROPE_ISA {
 
 inline void forward_or_lanes(const AttentionForwardParams& params, const CpuOptions& options) {
+  if (tiles_refusal(tile_call(params)) == nullptr) return forward_on_tiles(params, options);
   DROPE_LANES::kernels.forward(params, options);
 }
 

@@ -6,6 +6,8 @@
 #error "define DROPE_ISA (scalar, avx2, avx512, avx512bf16) before including a kernel header"
 #endif
 
+#ifndef DROPE_INLINE
 #define DROPE_INLINE inline __attribute__((always_inline))
+#endif
 // A stage of a kernel that keeps the registers to itself.
 #define DROPE_NOINLINE __attribute__((noinline))

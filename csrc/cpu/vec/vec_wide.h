@@ -108,10 +108,13 @@ DROPE_INLINE Vec copy_sign(const Vec& magnitude, const Vec& sign) {
 DROPE_INLINE Vec nearest(const Vec& x) {
   return each_lane([&](int i) { return std::nearbyint(x.v[i]); });
 }
-// x - floor(x); 0 at -infinity.
+// x - floor(x) rounded down, as AVX-512 does; 0 at -infinity.
 DROPE_INLINE Vec fraction(const Vec& x) {
-  return each_lane(
-      [&](int i) { return std::fabs(x.v[i]) == HUGE_VALF ? 0.0f : x.v[i] - std::floor(x.v[i]); });
+  return each_lane([&](int i) {
+    const float whole = std::floor(x.v[i]), rest = x.v[i] - whole;
+    const bool rounded_up = x.v[i] < rest + whole;
+    return std::fabs(x.v[i]) == HUGE_VALF ? 0.0f : float_of(bits_of(rest) - (rounded_up ? 1u : 0u));
+  });
 }
 // p * 2^floor(x) for x < 128; exactly 0 at -infinity.
 DROPE_INLINE Vec times_two_to_floor(const Vec& p, const Vec& x) {
