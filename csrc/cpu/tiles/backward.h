@@ -172,7 +172,7 @@ class Backward {
   // Query blocks [round, round + count) of a part.
   void differentiate_group(const Tiles& tiles, const Head& head, int64_t part, int64_t round,
                            int64_t count, float* memory) const {
-    const BlockScores scores(memory);
+    BlockScores scores(memory);
     memory += BlockScores::kFloats;
     QueryBlock blocks[kBlocksPerGroup];
     KeyRange any{INT64_MAX, 0};
@@ -189,6 +189,7 @@ class Backward {
       const KeyBlock keys = keys_at(head, part, key);
       for (int64_t i = 0; i < count; ++i) differentiate_block<kDim>(tiles, blocks[i], keys, scores);
     }
+    finish_grad_q<kDim>(tiles, scores);
     for (int64_t i = 0; i < count; ++i) {
       store_queries<kDim>(p_, query_rows(head, plan_.block_at(part, round + i)), blocks[i]);
     }

@@ -73,78 +73,147 @@ struct KeyBlock {
   float* grad_v;            // (key tile, tiles of channels), float32
 };
 
-// Between the products of an block.
+// A product that adds to dQ of a slice.
+struct GradQ {
+  const float* k_channels;
+  const float* grad_s_columns;
+  float* grad_q;
+};
+
+// Between the products of a block.
 struct BlockScores {
-  float* scores;          // (key tile, kSliceVecs): S, then P in float32
-  float* grad_p;          // (key tile, kSliceVecs)
-  float* grad_s_columns;  // (step of keys, kSliceVecs)
-  float* p_rows;          // (slice, key tile), words of queries (i, i + 16)
-  float* grad_s_rows;     // (slice, key tile), the same
+  float* scores;                // (key tile, kSliceVecs): S, then P in float32
+  float* grad_p;                // (key tile, kSliceVecs)
+  float* grad_s_columns;        // (step of keys, kSliceVecs)
+  float* other_grad_s_columns;  // of the slice before
+  float* p_rows;                // (slice, key tile), words of queries (i, i + 16)
+  float* grad_s_rows;           // (slice, key tile), the same
+  GradQ pending{};              // of the slice before, if there is one
 
   static constexpr int64_t kSliceTiles = kKeyTiles * kSliceVecs;
   static constexpr int64_t kFloats =
-      (2 * kSliceTiles + kKeySteps * kSliceVecs + 2 * kSlices * kKeyTiles) * kTile;
+      (2 * kSliceTiles + 2 * kKeySteps * kSliceVecs + 2 * kSlices * kKeyTiles) * kTile;
 
   explicit BlockScores(float* memory)
       : scores(memory),
         grad_p(scores + kSliceTiles * kTile),
         grad_s_columns(grad_p + kSliceTiles * kTile),
-        p_rows(grad_s_columns + kKeySteps * kSliceVecs * kTile),
+        other_grad_s_columns(grad_s_columns + kKeySteps * kSliceVecs * kTile),
+        p_rows(other_grad_s_columns + kKeySteps * kSliceVecs * kTile),
         grad_s_rows(p_rows + kSlices * kKeyTiles * kTile) {}
 };
 
 // Row `key` of the first of kSliceVecs sums.
-DROPE_INLINE float* row_of_sums(float* sums, int64_t key) {
+template <class Float>
+DROPE_INLINE Float* row_of_sums(Float* sums, int64_t key) {
   return sums + key / kTileRows * kSliceVecs * kTile + key % kTileRows * kLanes;
 }
 // Of words of queries.
 DROPE_INLINE float* row_of_words(float* words, int64_t key) { return words + key * kLanes; }
 
-// P of one key, in place of its scores and as words. A null mask hides nothing.
-DROPE_INLINE void form_probabilities(const RowTerms& terms, const BlockMask<kSliceVecs>* mask,
-                                     int64_t key, float* scores, float* p_rows) {
-  float* row = row_of_sums(scores, key);
-  Vec p[kSliceVecs];
-#pragma GCC unroll 2
-  for (int v = 0; v < kSliceVecs; ++v) {
-    Vec log2_p = exponent(load(row + v * kTile), terms.reference[v], terms.scale_log2[v],
-                          terms.minus_log2_sum[v]);
-    if (mask != nullptr) log2_p = mask->apply(log2_p, v, key);
-    p[v] = exp2_for_bf16(log2_p);
-    store(row + v * kTile, p[v]);
-  }
-  store(row_of_words(p_rows, key), to_words(p[0], p[1]));
-}
+struct NoMask {
+  DROPE_INLINE NoMask(const TileRange<kSliceVecs>&, int64_t) {}
+};
 
-// dS of keys `key` and key + 1 as words of queries and as words of keys.
-DROPE_INLINE void form_grad_scores(const RowTerms& terms, int64_t key, const BlockScores& block,
-                                   float* grad_s_rows) {
-  const float* p_row = row_of_sums(block.scores, key);
-  const float* grad_p_row = row_of_sums(block.grad_p, key);
-  Vec grad_s[2][kSliceVecs];
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
+// P of the keys of a slice, in place of their scores and as words, kKeysAtATime per call. Without
+// kMasked no query is kept from a key.
+template <int kKeysAtATime, bool kMasked>
+class FormProbabilities {
+ public:
+  DROPE_INLINE FormProbabilities(const RowTerms& terms, const TileRange<kSliceVecs>& range,
+                                 int64_t first_key, float* scores, float* p_rows)
+      : mask_(range, first_key), scores_(scores), p_rows_(p_rows) {
 #pragma GCC unroll 2
     for (int v = 0; v < kSliceVecs; ++v) {
-      const int64_t offset = i * kLanes + v * kTile;
-      grad_s[i][v] = load(p_row + offset) *
-                     fma(load(grad_p_row + offset), terms.scale[v], terms.minus_delta[v]);
+      reference_[v] = terms.reference[v];
+      scale_log2_[v] = terms.scale_log2[v];
+      minus_log2_sum_[v] = terms.minus_log2_sum[v];
     }
-    store(row_of_words(grad_s_rows, key + i), to_words(grad_s[i][0], grad_s[i][1]));
   }
-  float* columns =
-      block.grad_s_columns + key / kStep * kSliceVecs * kTile + key % kStep / 2 * kLanes;
+
+  DROPE_INLINE void operator()() {
+    if (key_ >= kBlockKeys) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < kKeysAtATime; ++i) form(key_ + i);
+    key_ += kKeysAtATime;
+  }
+
+ private:
+  DROPE_INLINE void form(int64_t key) const {
+    float* row = row_of_sums(scores_, key);
+    Vec p[kSliceVecs];
 #pragma GCC unroll 2
-  for (int v = 0; v < kSliceVecs; ++v) {
-    store(columns + v * kTile, to_words(grad_s[0][v], grad_s[1][v]));
+    for (int v = 0; v < kSliceVecs; ++v) {
+      Vec log2_p =
+          exponent(load(row + v * kTile), reference_[v], scale_log2_[v], minus_log2_sum_[v]);
+      if constexpr (kMasked) log2_p = mask_.apply(log2_p, v, key);
+      p[v] = exp2_for_bf16(log2_p);
+      store(row + v * kTile, p[v]);
+    }
+    store(row_of_words(p_rows_, key), to_words(p[0], p[1]));
   }
-}
+
+  std::conditional_t<kMasked, BlockMask<kSliceVecs>, NoMask> mask_;
+  float *scores_, *p_rows_;
+  Vec reference_[kSliceVecs], scale_log2_[kSliceVecs], minus_log2_sum_[kSliceVecs];
+  int64_t key_ = 0;
+};
+
+// dS of the keys of a slice as words of queries and as words of keys, kKeysAtATime per call.
+template <int kKeysAtATime>
+class FormGradScores {
+ public:
+  DROPE_INLINE FormGradScores(const RowTerms& terms, const float* p, const float* grad_p,
+                              float* rows, float* columns)
+      : p_(p), grad_p_(grad_p), rows_(rows), columns_(columns) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kSliceVecs; ++v) {
+      scale_[v] = terms.scale[v];
+      minus_delta_[v] = terms.minus_delta[v];
+    }
+  }
+
+  DROPE_INLINE void operator()() {
+    if (key_ >= kBlockKeys) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < kKeysAtATime; i += 2) form(key_ + i);
+    key_ += kKeysAtATime;
+  }
+
+ private:
+  // Keys `key` and key + 1.
+  DROPE_INLINE void form(int64_t key) const {
+    const float* p_row = row_of_sums(p_, key);
+    const float* grad_p_row = row_of_sums(grad_p_, key);
+    Vec grad_s[2][kSliceVecs];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kSliceVecs; ++v) {
+        const int64_t offset = i * kLanes + v * kTile;
+        grad_s[i][v] =
+            load(p_row + offset) * fma(load(grad_p_row + offset), scale_[v], minus_delta_[v]);
+      }
+      store(row_of_words(rows_, key + i), to_words(grad_s[i][0], grad_s[i][1]));
+    }
+    float* columns = columns_ + key / kStep * kSliceVecs * kTile + key % kStep / 2 * kLanes;
+#pragma GCC unroll 2
+    for (int v = 0; v < kSliceVecs; ++v) {
+      store(columns + v * kTile, to_words(grad_s[0][v], grad_s[1][v]));
+    }
+  }
+
+  const float *p_, *grad_p_;
+  float *rows_, *columns_;
+  Vec scale_[kSliceVecs], minus_delta_[kSliceVecs];
+  int64_t key_ = 0;
+};
 
 // The products of keys or values with a slice: sums (key tile, kSliceVecs). Channels in ascending
 // steps, from 0, as in the forward pass: its scores are these to the last bit.
 template <int kDim, class Beside>
 DROPE_INLINE void score_slice(const Tiles& tiles, const float* rows, const float* columns,
-                              float* sums, const Beside& beside) {
+                              float* sums, Beside& beside) {
   constexpr int kSteps = Channels<kDim>::kSteps;
   unroll<(kSteps + 1) / 2>([&](auto pair) DROPE_INLINE_LAMBDA {
     constexpr int kFirst = 2 * pair, kCount = std::min(2, kSteps - kFirst);
@@ -155,14 +224,12 @@ DROPE_INLINE void score_slice(const Tiles& tiles, const float* rows, const float
   });
 }
 
-// dQ of a slice.
 template <int kDim, class Beside>
-DROPE_INLINE void add_grad_q(const Tiles& tiles, const float* k_channels,
-                             const float* grad_s_columns, float* grad_q, const Beside& beside) {
+DROPE_INLINE void add_grad_q(const Tiles& tiles, const GradQ& of, Beside& beside) {
   constexpr int kTiles = Channels<kDim>::kTiles;
-  multiply_columns<kKeySteps>(tiles, {k_channels, kTile, kTiles * kTile},
-                              {grad_s_columns, kTile, kSliceVecs * kTile}, Sums::kContinued,
-                              {grad_q, kSliceVecs * kTile, kTile}, kTiles, beside);
+  multiply_columns<kKeySteps>(tiles, {of.k_channels, kTile, kTiles * kTile},
+                              {of.grad_s_columns, kTile, kSliceVecs * kTile}, Sums::kContinued,
+                              {of.grad_q, kSliceVecs * kTile, kTile}, kTiles, beside);
 }
 
 // dK (words dS, pairs of q) or dV (words P, pairs of dO) of kCount slices.
@@ -192,33 +259,34 @@ void add_key_grads(const Tiles& tiles, int first, int count, const BlockScores& 
   });
 }
 
-template <int kDim>
+// How many keys of a slice each of `kProducts` products takes along: even, and all in the end.
+template <int kProducts>
+inline constexpr int kKeysBeside = (kBlockKeys + 2 * kProducts - 1) / (2 * kProducts) * 2;
+
+template <int kDim, bool kMasked>
 void differentiate_slice(const Tiles& tiles, const QueryBlock& queries, int slice,
-                         const KeyBlock& keys, const BlockScores& block) {
-  const TileRange<kSliceVecs>& range = queries.ranges[slice];
-  const RowTerms terms = queries.terms[slice];
+                         const KeyBlock& keys, BlockScores& block) {
+  constexpr int kProducts = 2 * kKeyTiles * Channels<kDim>::kSteps;
+  constexpr int kKeys = kKeysBeside<kProducts>;
   constexpr int64_t kColumns = kSliceQueries / 2 * kDim;
   score_slice<kDim>(tiles, keys.k_rows, queries.q_columns + slice * kColumns, block.scores,
-                    NoWork{});
+                    kNoWork);
+  FormProbabilities<kKeys, kMasked> probabilities(queries.terms[slice], queries.ranges[slice],
+                                                  keys.first, block.scores,
+                                                  block.p_rows + slice * kKeyTiles * kTile);
   score_slice<kDim>(tiles, keys.v_rows, queries.grad_out_columns + slice * kColumns, block.grad_p,
-                    NoWork{});
-  float* p_rows = block.p_rows + slice * kKeyTiles * kTile;
-  float* grad_s_rows = block.grad_s_rows + slice * kKeyTiles * kTile;
-  if (keys.first < range.all.begin || keys.first + kBlockKeys > range.all.end) {
-    const BlockMask<kSliceVecs> mask(range, keys.first);
-    for (int64_t key = 0; key < kBlockKeys; ++key) {
-      form_probabilities(terms, &mask, key, block.scores, p_rows);
-    }
+                    probabilities);
+  FormGradScores<kKeys> grad_scores(queries.terms[slice], block.scores, block.grad_p,
+                                    block.grad_s_rows + slice * kKeyTiles * kTile,
+                                    block.grad_s_columns);
+  if (block.pending.grad_q == nullptr) {
+    for (int i = 0; i < kProducts; ++i) grad_scores();
   } else {
-    for (int64_t key = 0; key < kBlockKeys; ++key) {
-      form_probabilities(terms, nullptr, key, block.scores, p_rows);
-    }
+    add_grad_q<kDim>(tiles, block.pending, grad_scores);
   }
-  for (int64_t key = 0; key < kBlockKeys; key += 2) {
-    form_grad_scores(terms, key, block, grad_s_rows);
-  }
-  add_grad_q<kDim>(tiles, keys.k_channels, block.grad_s_columns,
-                   queries.grad_q + slice * kSliceQueries * kDim, NoWork{});
+  block.pending = {keys.k_channels, block.grad_s_columns,
+                   queries.grad_q + slice * kSliceQueries * kDim};
+  std::swap(block.grad_s_columns, block.other_grad_s_columns);
 }
 
 // The slices that see a key of the block: a run of them, as both ends of what queries see ascend.
@@ -234,14 +302,26 @@ DROPE_INLINE KeyRange seeing_slices(const QueryBlock& queries, int64_t first_key
 
 template <int kDim>
 void differentiate_block(const Tiles& tiles, const QueryBlock& queries, const KeyBlock& keys,
-                         const BlockScores& block) {
+                         BlockScores& block) {
   const KeyRange slices = seeing_slices(queries, keys.first);
   if (slices.empty()) return;
-  for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
-    differentiate_slice<kDim>(tiles, queries, static_cast<int>(slice), keys, block);
+  const int begin = static_cast<int>(slices.begin), end = static_cast<int>(slices.end);
+  for (int slice = begin; slice < end; ++slice) {
+    const KeyRange& all = queries.ranges[slice].all;
+    if (all.begin <= keys.first && keys.first + kBlockKeys <= all.end) {
+      differentiate_slice<kDim, false>(tiles, queries, slice, keys, block);
+    } else {
+      differentiate_slice<kDim, true>(tiles, queries, slice, keys, block);
+    }
   }
-  add_key_grads<kDim>(tiles, static_cast<int>(slices.begin),
-                      static_cast<int>(slices.end - slices.begin), block, queries, keys);
+  add_key_grads<kDim>(tiles, begin, end - begin, block, queries, keys);
+}
+
+// What the last slice left to do.
+template <int kDim>
+void finish_grad_q(const Tiles& tiles, BlockScores& block) {
+  if (block.pending.grad_q != nullptr) add_grad_q<kDim>(tiles, block.pending, kNoWork);
+  block.pending = {};
 }
 
 }  // namespace drope::DROPE_ISA

@@ -26,6 +26,7 @@ struct TileSums {
 struct NoWork {
   DROPE_INLINE void operator()() const {}
 };
+inline constexpr NoWork kNoWork;
 
 enum class Sums { kNew, kContinued };
 
@@ -42,7 +43,7 @@ DROPE_INLINE void start_sum(const Tiles& tiles, Sums sums, const float* from) {
 // called after each product.
 template <int kSteps, class Beside>
 DROPE_INLINE void multiply_columns(const Tiles& tiles, TileOperand a, const TileOperand& b,
-                                   Sums start, TileSums sums, int rows, const Beside& beside) {
+                                   Sums start, TileSums sums, int rows, Beside& beside) {
   constexpr int kA = 4, kFirst = 6, kSecond = 7;
   unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
     tiles.load<step>(b.data + step * b.stride_step);
