@@ -13,8 +13,11 @@
 
 namespace drope::DROPE_ISA {
 
-// Query blocks that share a kv block while it is in the L2 cache, most of which they fill.
-inline constexpr int64_t kBlocksPerGroup = 8;
+// Query blocks that share a kv block while it is in the L2 cache, half of which they fill: 6 to 10
+// of them at 128 and 64 channels ran alike, 8 and more at 128 channels 10 % slower than 5.
+template <int kDim>
+inline constexpr int64_t kBlocksPerGroup =
+    std::min<int64_t>(16, (256 << 10) / (QueryBlock::kFloats * kDim));
 
 // Sizes of a backward call. num_parts is a function of the shape alone, so that gradients are the
 // same numbers on any number of threads.
@@ -57,10 +60,10 @@ struct BackwardPlan {
     return round * num_parts + (round % 2 == 0 ? part : num_parts - 1 - part);
   }
 
-  static constexpr int64_t kWantedTasks = 16;                 // enough for that many threads
-  static constexpr int64_t kMaxParts = 8;                     // bound on the memory of one head
-  static constexpr int64_t kBlocksPerPart = kBlocksPerGroup;  // fewer would share keys less
-  static constexpr double kFlopsPerThread = 2e7;              // less work is not worth a wake-up
+  static constexpr int64_t kWantedTasks = 16;     // enough for that many threads
+  static constexpr int64_t kMaxParts = 8;         // bound on the memory of one head
+  static constexpr int64_t kBlocksPerPart = 8;    // fewer would share keys less
+  static constexpr double kFlopsPerThread = 2e7;  // less work is not worth a wake-up
 };
 
 template <int kDim>
@@ -95,8 +98,9 @@ class Backward {
 
  private:
   static constexpr int64_t kChunkKeys = 128;
+  static constexpr int64_t kGroup = kBlocksPerGroup<kDim>;
   static constexpr int64_t kBlockSize = QueryBlock::kFloats * kDim;
-  static constexpr int64_t kWorkerSize = kBlocksPerGroup * kBlockSize + BlockScores::kFloats;
+  static constexpr int64_t kWorkerSize = kGroup * kBlockSize + BlockScores::kFloats;
   // Per key: three operands, then dK and dV of each part.
   static constexpr int64_t kOperandSize = kDim / 2, kGradSize = kDim;
 
@@ -163,8 +167,8 @@ class Backward {
     std::memset(grad_k(head, part), 0, sizeof(float) * plan_.max_keys * 2 * kGradSize);
     const int64_t num_blocks = plan_.part_blocks(part);
     const Tiles tiles;
-    for (int64_t round = 0; round < num_blocks; round += kBlocksPerGroup) {
-      differentiate_group(tiles, head, part, round, std::min(kBlocksPerGroup, num_blocks - round),
+    for (int64_t round = 0; round < num_blocks; round += kGroup) {
+      differentiate_group(tiles, head, part, round, std::min(kGroup, num_blocks - round),
                           blocks_.data() + worker * kWorkerSize);
     }
   }
@@ -174,7 +178,7 @@ class Backward {
                            int64_t count, float* memory) const {
     BlockScores scores(memory);
     memory += BlockScores::kFloats;
-    QueryBlock blocks[kBlocksPerGroup];
+    QueryBlock blocks[kGroup];
     KeyRange any{INT64_MAX, 0};
     for (int64_t i = 0; i < count; ++i) {
       blocks[i].place(memory + i * kBlockSize, kDim);
@@ -195,10 +199,10 @@ class Backward {
     }
   }
 
-  // Row `row` of gradients (key tile, tiles of channels), summed over the parts in order.
+  // Row `row` of dK or dV, summed over the parts in order.
   DROPE_INLINE void gather_key(const float* grad, int64_t row, float* sum) const {
-    grad += row / kTileRows * kTileRows * kGradSize + row % kTileRows * kLanes;
-    for (int64_t tile = 0; tile < Channels<kDim>::kTiles; ++tile, grad += kTile) {
+    grad += row / kBlockKeys * kBlockKeys * kGradSize + row % kBlockKeys * kLanes;
+    for (int64_t tile = 0; tile < Channels<kDim>::kTiles; ++tile, grad += kKeyTiles * kTile) {
       Vec channels = load(grad);
       for (int64_t part = 1; part < plan_.num_parts; ++part) {
         channels = channels + load(grad + part * plan_.max_keys * 2 * kGradSize);

@@ -69,8 +69,8 @@ struct KeyBlock {
   const float* k_rows;      // (key tile, steps of channels)
   const float* v_rows;      // (key tile, steps of channels)
   const float* k_channels;  // (step of keys, tiles of channels)
-  float* grad_k;            // (key tile, tiles of channels), float32
-  float* grad_v;            // (key tile, tiles of channels), float32
+  float* grad_k;            // (tiles of channels, key tile), float32
+  float* grad_v;            // (tiles of channels, key tile), float32
 };
 
 // A product that adds to dQ of a slice.
@@ -215,13 +215,13 @@ template <int kDim, class Beside>
 DROPE_INLINE void score_slice(const Tiles& tiles, const float* rows, const float* columns,
                               float* sums, Beside& beside) {
   constexpr int kSteps = Channels<kDim>::kSteps;
-  unroll<(kSteps + 1) / 2>([&](auto pair) DROPE_INLINE_LAMBDA {
-    constexpr int kFirst = 2 * pair, kCount = std::min(2, kSteps - kFirst);
-    multiply_columns<kCount>(tiles, {rows + kFirst * kTile, kSteps * kTile, kTile},
-                             {columns + kFirst * kTile, kSteps * kTile, kTile},
-                             kFirst == 0 ? Sums::kNew : Sums::kContinued,
-                             {sums, kSliceVecs * kTile, kTile}, kKeyTiles, beside);
-  });
+  const TileOperand a{rows, kSteps * kTile, kTile}, b{columns, kSteps * kTile, kTile};
+  const TileSums c{sums, kSliceVecs * kTile, kTile};
+  if constexpr (kSteps <= 2) {
+    multiply_columns<kSteps>(tiles, a, b, Sums::kNew, c, kKeyTiles, beside);
+  } else {
+    multiply_squares<kSteps>(tiles, a, b, c, kKeyTiles, beside);
+  }
 }
 
 template <int kDim, class Beside>
@@ -240,7 +240,7 @@ DROPE_INLINE void add_key_grad(const Tiles& tiles, const float* words, const flo
   for (int tile = 0; tile < kTiles; ++tile) {
     multiply_column<kCount>(tiles, {words, kTile, kKeyTiles * kTile},
                             {pairs + tile * kTile, 0, kTiles * kTile},
-                            {grad + tile * kTile, kTiles * kTile, 0}, kKeyTiles);
+                            {grad + tile * kKeyTiles * kTile, kTile, 0}, kKeyTiles);
   }
 }
 

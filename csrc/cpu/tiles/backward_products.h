@@ -71,6 +71,54 @@ DROPE_INLINE void multiply_columns(const Tiles& tiles, TileOperand a, const Tile
   tiles.store<kSecond>(sums.data - sums.stride_row + sums.stride_column);
 }
 
+template <int kSum>
+DROPE_INLINE void begin_sum(const Tiles& tiles, bool stores, float* earlier) {
+  if (stores) tiles.store<kSum>(earlier);
+  tiles.zero<kSum>();
+}
+
+// sums(row, column) = a(row, step) b(column, step) for any number of steps, an even number of rows,
+// 2 columns: two rows at a time, whose sums stay in registers. A is loaded a step ahead.
+template <int kSteps, class Beside>
+DROPE_INLINE void multiply_squares(const Tiles& tiles, TileOperand a, const TileOperand& b,
+                                   TileSums sums, int rows, Beside& beside) {
+  constexpr int kA = 4, kB = 6;
+  tiles.load_streaming<kA>(a.data);
+  tiles.load_streaming<kA + 1>(a.data + a.stride);
+  for (int row = 0; row < rows; row += 2) {
+    float* const earlier = sums.data - 2 * sums.stride_row;
+    unroll<kSteps>([&](auto step) DROPE_INLINE_LAMBDA {
+      constexpr bool kBegins = step == 0, kEnds = step + 1 == kSteps;
+      const bool loads = !kEnds || row + 2 < rows;
+      const float* next = kEnds ? a.data + 2 * a.stride : a.data + (step + 1) * a.stride_step;
+      tiles.load<kB>(b.data + step * b.stride_step);
+      if constexpr (kBegins) begin_sum<0>(tiles, row > 0, earlier);
+      tiles.multiply_add<0, kA, kB>();
+      beside();
+      tiles.load<kB + 1>(b.data + b.stride + step * b.stride_step);
+      if constexpr (kBegins) begin_sum<1>(tiles, row > 0, earlier + sums.stride_column);
+      tiles.multiply_add<1, kA, kB + 1>();
+      if (loads) tiles.load_streaming<kA>(next);
+      beside();
+      if constexpr (kBegins) begin_sum<2>(tiles, row > 0, earlier + sums.stride_row);
+      tiles.multiply_add<2, kA + 1, kB>();
+      beside();
+      if constexpr (kBegins) {
+        begin_sum<3>(tiles, row > 0, earlier + sums.stride_row + sums.stride_column);
+      }
+      tiles.multiply_add<3, kA + 1, kB + 1>();
+      if (loads) tiles.load_streaming<kA + 1>(next + a.stride);
+      beside();
+    });
+    a.data += 2 * a.stride;
+    sums.data += 2 * sums.stride_row;
+  }
+  float* const last = sums.data - 2 * sums.stride_row;
+  unroll<4>([&](auto i) DROPE_INLINE_LAMBDA {
+    tiles.store<i>(last + i / 2 * sums.stride_row + i % 2 * sums.stride_column);
+  });
+}
+
 // sums(row) += a(row, step) b(step) for kSteps <= 4 steps, an even number of rows.
 template <int kSteps>
 DROPE_INLINE void multiply_column(const Tiles& tiles, TileOperand a, const TileOperand& b,
