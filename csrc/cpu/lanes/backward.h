@@ -144,13 +144,10 @@ class Backward {
     if (count <= 0) return;
     const BackwardHead packed = arrays(head, 0);
     // Rows past the visible keys are packed as 0: they may be NaN, and their dS is 0.
-    const int64_t num_keys = head.keys.end - head.keys.begin;
-    const Matrix<Element> k{static_cast<const Storage*>(p_.k) + head.batch * p_.stride_k_batch +
-                                head.kv_head * p_.stride_k_head + head.keys.begin * p_.stride_k_row,
-                            p_.stride_k_row, num_keys, p_.head_dim};
-    const Matrix<Element> v{static_cast<const Storage*>(p_.v) + head.batch * p_.stride_v_batch +
-                                head.kv_head * p_.stride_v_head + head.keys.begin * p_.stride_v_row,
-                            p_.stride_v_row, num_keys, p_.head_dim_v};
+    const Matrix<Element> k =
+        only_rows(key_matrix<Element>(p_, head.batch, head.kv_head), head.keys);
+    const Matrix<Element> v =
+        only_rows(value_matrix<Element>(p_, head.batch, head.kv_head), head.keys);
     pack_row_panels<Dot>(NoPosition{}, k, block, count,
                          packed.k_rows + block * words<Dot>(p_.head_dim));
     pack_row_panels<Dot>(NoPosition{}, v, block, count,
@@ -203,8 +200,7 @@ class Backward {
                       head.kv_head * p_.stride_grad_k_head;
     Storage* grad_v = static_cast<Storage*>(p_.grad_v) + head.batch * p_.stride_grad_v_batch +
                       head.kv_head * p_.stride_grad_v_head;
-    const RotaryRows rotation =
-        p_.rotary.rotary_dim > 0 ? key_rotation(p_, head.batch, head.kv_head, -1.0f) : RotaryRows{};
+    const RotaryRows rotation = undo_key_rotation(p_, head.batch, head.kv_head);
     for (int64_t key = begin; key < end; ++key) {
       Storage* grad_k_row = grad_k + key * p_.stride_grad_k_row;
       Storage* grad_v_row = grad_v + key * p_.stride_grad_v_row;

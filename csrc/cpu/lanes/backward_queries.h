@@ -4,15 +4,10 @@
 
 #include <cmath>
 
+#include "cpu/backward_rows.h"
 #include "cpu/lanes/backward_tile.h"
-#include "cpu/rotary.h"
 
 namespace drope::DROPE_ISA {
-
-// The queries of one head that a tile holds.
-struct QueryRows {
-  int64_t batch, head, kv_head, first;
-};
 
 template <class A, class B>
 DROPE_INLINE float dot_rows(const typename A::Storage* a, const typename B::Storage* b,
@@ -25,48 +20,12 @@ DROPE_INLINE float dot_rows(const typename A::Storage* a, const typename B::Stor
   return sum_lanes(sum);
 }
 
-// A float32 gradient of a prepared row leaves un-rotated and rounded once.
-template <class Element>
-DROPE_INLINE void store_unrotated(const RotaryRows& rotation, int64_t row, const float* grad,
-                                  int64_t count, typename Element::Storage* to) {
-  if (rotation.dim > 0) {
-    copy_row<Float32, Element>(rotation, row, grad, to, count);
-  } else {
-    copy_row<Float32, Element>(NoPosition{}, row, grad, to, count);
-  }
-}
-
-template <class Element>
-DROPE_INLINE Matrix<Element> query_matrix(const AttentionBackwardParams& p, const QueryRows& rows) {
-  using Storage = typename Element::Storage;
-  return {static_cast<const Storage*>(p.q) + rows.batch * p.stride_q_batch +
-              rows.head * p.stride_q_head,
-          p.stride_q_row, p.seqlen_q, p.head_dim};
-}
-
-template <class Element>
-DROPE_INLINE Matrix<Element> grad_out_matrix(const AttentionBackwardParams& p,
-                                             const QueryRows& rows) {
-  using Storage = typename Element::Storage;
-  return {static_cast<const Storage*>(p.grad_out) + rows.batch * p.stride_grad_out_batch +
-              rows.head * p.stride_grad_out_head,
-          p.stride_grad_out_row, p.seqlen_q, p.head_dim_v};
-}
-
-// x without the rows outside `rows`, which pack as 0. Row rows.begin of x is row 0.
-template <class Element>
-DROPE_INLINE Matrix<Element> only_rows(const Matrix<Element>& x, KeyRange rows) {
-  return {x.data + rows.begin * x.stride_row, x.stride_row, rows.end - rows.begin, x.dim};
-}
-
 // The terms of every query of a tile. Queries past the end and queries that saw no key get
 // minus_log2_sum = -inf: their probabilities, and with them all they add to, are exactly 0.
 template <class Element, class Dot>
 void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
                     const BackwardTile<Dot>& tile) {
-  using Storage = typename Element::Storage;
-  const Storage* out = static_cast<const Storage*>(p.out) + rows.batch * p.stride_out_batch +
-                       rows.head * p.stride_out_head;
+  const Matrix<Element> out = out_matrix<Element>(p, rows);
   const Matrix<Element> grad_out = grad_out_matrix<Element>(p, rows);
   const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q;
   const float* const references = p.softmax_state + head_row;
@@ -83,7 +42,7 @@ void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
     tile.minus_log2_sum[i] = -log2_sums[row];
     const float grad_lse = p.grad_lse != nullptr ? p.grad_lse[head_row + row] : 0.0f;
     const float delta =
-        dot_rows<Element, Element>(out + row * p.stride_out_row,
+        dot_rows<Element, Element>(out.data + row * out.stride_row,
                                    grad_out.data + row * grad_out.stride_row, p.head_dim_v) -
         grad_lse;
     tile.minus_delta[i] = -tile.scale[i] * delta;
@@ -119,8 +78,7 @@ void store_queries(const AttentionBackwardParams& p, const QueryRows& rows,
                     rows.head * p.stride_grad_q_head;
   const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q;
   const Matrix<Element> q = query_matrix<Element>(p, rows);
-  const RotaryRows rotation =
-      p.rotary.rotary_dim > 0 ? query_rotation(p, rows.batch, rows.kv_head, -1.0f) : RotaryRows{};
+  const RotaryRows rotation = undo_query_rotation(p, rows);
   alignas(64) float stage[kLanes][kMaxHeadDim];
   for (int64_t first = 0; first < kBlockQ; first += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, p.seqlen_q - rows.first - first);

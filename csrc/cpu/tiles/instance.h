@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/attention_cpu.h"
+#include "cpu/tiles/backward.h"
 #include "cpu/tiles/forward.h"
 #include "cpu/tiles/serves.h"
 
@@ -23,6 +24,7 @@ inline void forward_or_lanes(const AttentionForwardParams& params, const CpuOpti
 }
 
 inline void backward_or_lanes(const AttentionBackwardParams& params, const CpuOptions& options) {
+  if (tiles_refusal(tile_call(params)) == nullptr) return backward_on_tiles(params, options);
   DROPE_LANES::kernels.backward(params, options);
 }
 
