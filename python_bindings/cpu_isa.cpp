@@ -60,10 +60,7 @@ void register_cpu_isa(py::module_& module) {
       "amx_refusal", [] { return amx_refusal(amx_facts()); },
       "Why this machine does not use AMX tiles; '' if it can.");
   module.def(
-      "amx_refusal",
-      [](bool in_cpu, int permission) {
-        return amx_refusal({in_cpu, permission});
-      },
+      "amx_refusal", [](bool in_cpu, int permission) { return amx_refusal({in_cpu, permission}); },
       py::arg("in_cpu"), py::arg("permission"),
       "The same for a machine that shows tiles or does not, and errno of asking for them.");
   module.def("fma_peak", &multiply_add_peak, py::arg("isa"), py::arg("dtype"), py::arg("seconds"),

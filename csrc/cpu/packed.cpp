@@ -10,7 +10,8 @@ namespace {
 template <class Pointer>
 Pointer from_row(Pointer x, int64_t row, int64_t stride, DType dtype) {
   if (x == nullptr) return nullptr;
-  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+  using Byte =
+      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
   return static_cast<Byte*>(x) + row * stride * (dtype == DType::kFloat32 ? 4 : 2);
 }
 

@@ -5,6 +5,7 @@
 #include "cpu/attention_cpu.h"
 #include "cpu/tiles/backward.h"
 #include "cpu/tiles/forward.h"
+#include "cpu/tiles/peak.h"
 #include "cpu/tiles/serves.h"
 
 #define DROPE_NAME_OF(isa) DROPE_TEXT(isa)
@@ -34,12 +35,14 @@ inline void decode_by_lanes(const AttentionDecodeParams& params, const CpuOption
 }
 
 inline double multiply_add_peak(DType dtype, double seconds) {
+  if (dtype == DType::kBFloat16) return tile_peak(seconds);
   return DROPE_LANES::kernels.multiply_add_peak(dtype, seconds);
 }
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {DROPE_ISA_NAME, DROPE_NAME_OF(DROPE_LANES), forward_or_lanes, backward_or_lanes, decode_by_lanes,
-                            multiply_add_peak};
+const CpuKernels kernels = {DROPE_ISA_NAME,   DROPE_NAME_OF(DROPE_LANES),
+                            forward_or_lanes, backward_or_lanes,
+                            decode_by_lanes,  multiply_add_peak};
 
 }  // namespace DROPE_ISA
 }  // namespace drope
