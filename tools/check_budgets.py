@@ -30,6 +30,9 @@ MAX_INSTANTIATION_FILES = 24
 MAX_PUBLIC_NAMES = 16
 MAX_ENVIRONMENT_VARIABLES = 4
 
+# Where a function is one instruction.
+ASM_PLACES = ("csrc/cuda/ptx/", "csrc/cpu/tiles/tile_amx.h")
+
 PYTHON_SUFFIXES = {".py", ".pyi"}
 CPP_SUFFIXES = {".h", ".hpp", ".cpp", ".cc", ".inc", ".cu", ".cuh"}
 SHELL_SUFFIXES = {".sh"}
@@ -139,10 +142,8 @@ def check_cpp(source: Source) -> Iterator[str]:
         is_kernel = in_csrc and bool(KERNEL_NAME.search(function.name))
         yield from _check_function(source, function, is_kernel=is_kernel)
     for number, line in enumerate(code.splitlines(), 1):
-        if re.search(r"\b(?:__)?asm(?:__)?\b", line) and not source.name.startswith(
-            "csrc/cuda/ptx/"
-        ):
-            yield source.at(number, "asm outside csrc/cuda/ptx")
+        if re.search(r"\b(?:__)?asm(?:__)?\b", line) and not source.name.startswith(ASM_PLACES):
+            yield source.at(number, f"asm outside {' and '.join(ASM_PLACES)}")
         inside = any(f.first_line <= number <= f.last_line for f in functions)
         # dispatch.cpp lists the architectures: that question is its whole task.
         asks_elsewhere = in_csrc and source.path.stem != "dispatch"

@@ -131,6 +131,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "a.py": "@triton.jit\n" + python_function(150).replace("long", "a_kernel")
     },
     "a kernel of 150 lines": {"csrc/a.h": cpp_function(150, "void backward_rows(int a)")},
+    "asm of tiles": {"csrc/cpu/tiles/tile_amx.h": 'void f() { asm volatile("x"); }\n'},
     "asm in its place": {"csrc/cuda/ptx/wgmma.cuh": 'void f() { asm volatile("x"); }\n'},
     "words in comments": {"csrc/a.h": '// asm is elsewhere\nconst char* s = "asm {";\n'},
     "architecture at file level": {"csrc/a.h": "#ifdef __AVX2__\nvoid f() {}\n#endif\n"},

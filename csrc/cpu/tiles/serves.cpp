@@ -1,12 +1,6 @@
 #include "cpu/tiles/serves.h"
 
-#include <cerrno>
 #include <cstring>
-
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace drope {
 
@@ -14,21 +8,6 @@ namespace {
 
 constexpr int64_t kMaxTileHeadDim = 128;
 constexpr int64_t kMinTileQueries = 16;
-
-AmxFacts find_amx() {
-#if defined(__x86_64__) && defined(__linux__)
-  const bool in_cpu = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
-  if (!in_cpu) return {false, 0};
-  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
-  const long answer = syscall(SYS_arch_prctl, kRequestPermission, kTileData);
-  return {true, answer == 0 ? 0 : errno};
-#else
-  return {false, 0};
-#endif
-}
 
 }  // namespace
 

@@ -28,6 +28,9 @@ struct AmxFacts {
   int permission;  // errno of asking the operating system, 0: granted
 };
 
+// Asks the CPU and the operating system; which file says it, the build decides.
+AmxFacts find_amx();
+
 // Asks once per process; the permission holds for all of its threads, also those to come.
 const AmxFacts& amx_facts();
 

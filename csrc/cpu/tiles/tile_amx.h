@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/vec/inline.h"
+#include "cpu/tiles/flush_subnormals.h"
 
 namespace drope::DROPE_ISA {
 
@@ -16,15 +16,11 @@ namespace drope::DROPE_ISA {
 // Written in assembly: GCC 12's intrinsics name no memory, so stores before them may move.
 class Tiles {
  public:
-  DROPE_INLINE Tiles() : control_(_mm_getcsr()) {
+  DROPE_INLINE Tiles() {
     Configuration configuration;
     asm volatile("ldtilecfg %0" ::"m"(configuration));
-    _mm_setcsr(control_ | kFlushToZero | kSubnormalsAreZero);
   }
-  DROPE_INLINE ~Tiles() {
-    asm volatile("tilerelease" ::: "memory");
-    _mm_setcsr(control_);
-  }
+  DROPE_INLINE ~Tiles() { asm volatile("tilerelease" ::: "memory"); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
@@ -56,7 +52,6 @@ class Tiles {
 
  private:
   static constexpr int64_t kRowBytes = 64;
-  static constexpr unsigned kFlushToZero = 0x8000, kSubnormalsAreZero = 0x0040;
 
   struct alignas(64) Configuration {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -64,7 +59,7 @@ class Tiles {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   };
 
-  unsigned control_;
+  FlushSubnormals flush_subnormals_;
 };
 
 // Lane i is the word (low[i], high[i]), both rounded to bf16, ties away from 0: two instructions

@@ -1,25 +1,16 @@
 // What tile_amx.h does, in software: for machines without AMX, to the last bit.
 #pragma once
 
-#ifdef __SSE__
-#include <immintrin.h>
-#endif
-
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/vec/inline.h"
+#include "cpu/tiles/flush_subnormals.h"
 
 namespace drope::DROPE_ISA {
 
 class Tiles {
  public:
-#ifdef __SSE__
-  Tiles() : control_(_mm_getcsr()) { _mm_setcsr(control_ | kFlushToZero | kSubnormalsAreZero); }
-  ~Tiles() { _mm_setcsr(control_); }
-#else
-  Tiles() : control_(0) {}
-#endif
+  Tiles() = default;
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
@@ -45,7 +36,6 @@ class Tiles {
   }
 
  private:
-  static constexpr unsigned kFlushToZero = 0x8000, kSubnormalsAreZero = 0x0040;
   static constexpr int kRowCount = 16;
 
   struct alignas(64) Tile {
@@ -78,7 +68,7 @@ class Tiles {
   static void store_vec(float* to, const Vec& x) { drope::DROPE_ISA::store(to, x); }
 
   mutable Tile tiles_[8];
-  unsigned control_;
+  FlushSubnormals flush_subnormals_;
 };
 
 DROPE_INLINE Vec to_words(const Vec& low, const Vec& high) {
