@@ -10,7 +10,7 @@ namespace drope::DROPE_ISA {
 
 class Tiles {
  public:
-  Tiles() = default;
+  Tiles() {}  // a constant may be one
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
