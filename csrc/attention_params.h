@@ -54,11 +54,17 @@ struct AttentionParams {
   int64_t stride_scale_batch = 0, stride_scale_head = 0, stride_scale_row = 0;
   float softcap = 0.0f;  // 0: none; else s = softcap * tanh(s / softcap)
 
-  // Packed calls (CUDA only): batch is 1, and sequence s owns the rows cu_seqlens[s] up to
-  // cu_seqlens[s + 1] of q and of k, v. Null: not packed.
+  // Packed calls: batch is 1, and sequence s owns the rows cu_seqlens[s] up to cu_seqlens[s + 1] of
+  // q and of k, v. Null: not packed.
   const int32_t* cu_seqlens_q = nullptr;  // (num_seqs + 1)
   const int32_t* cu_seqlens_k = nullptr;  // (num_seqs + 1)
   int64_t num_seqs = 0;
+  // Rows of a head in arrays that are called contiguous, where a call attends a part of them: one
+  // sequence of a packed call. 0: seqlen_q, seqlen_kv.
+  int64_t rows_q = 0, rows_kv = 0;
+
+  int64_t head_rows_q() const { return rows_q > 0 ? rows_q : seqlen_q; }
+  int64_t head_rows_kv() const { return rows_kv > 0 ? rows_kv : seqlen_kv; }
 
   MaskParams mask;
   RotaryParams rotary;

@@ -58,7 +58,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def print_info(arguments: argparse.Namespace) -> int:
     import torch
 
-    from drope_kernels import available_backends
+    from drope_kernels import _C, available_backends
 
     rows = {name: _text(value) for name, value in build_info().items()}
     del rows["no_cuda_reason"]
@@ -70,6 +70,8 @@ def print_info(arguments: argparse.Namespace) -> int:
     status = 0
     try:
         rows["backends"] = _text(available_backends())
+        rows["cpu isa in use"] = _C.cpu_isa()
+        rows["amx tiles"] = _C.amx_refusal() or "can be used"
     except ValueError as error:  # DROPE_CPU_ISA names an instruction set that cannot run here
         rows["backends"], status = str(error), 1
     width = max(map(len, rows))

@@ -88,6 +88,13 @@ inline void read_attention(CallArguments& in, AttentionParams& p) {
   r.stride_kv_positions_batch = in.value<int64_t>("stride_kv_positions_batch");
 }
 
+// Packed calls; addresses of 0 in others.
+inline void read_packed(CallArguments& in, AttentionParams& p) {
+  p.cu_seqlens_q = in.pointer<const int32_t>("cu_seqlens_q");
+  p.cu_seqlens_k = in.pointer<const int32_t>("cu_seqlens_k");
+  p.num_seqs = in.value<int64_t>("num_seqs");
+}
+
 // What backward calls have beyond it.
 inline void read_gradients(CallArguments& in, AttentionBackwardParams& p) {
   in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);

@@ -12,6 +12,7 @@ void attention_backward(const py::kwargs& arguments) {
   CallArguments in(arguments);
   AttentionBackwardParams p;
   read_attention(in, p);
+  read_packed(in, p);
   read_gradients(in, p);
   const CpuOptions options{in.value<int>("num_threads")};
   in.finish();

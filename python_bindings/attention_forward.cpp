@@ -12,6 +12,7 @@ void attention_forward(const py::kwargs& arguments) {
   CallArguments in(arguments);
   AttentionForwardParams p;
   read_attention(in, p);
+  read_packed(in, p);
   in.tensor("out", p.out, p.stride_out_batch, p.stride_out_head, p.stride_out_row);
   p.lse = in.pointer<float>("lse");
   p.softmax_state = in.pointer<float>("softmax_state");

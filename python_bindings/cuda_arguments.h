@@ -10,13 +10,6 @@ void register_cuda_attention_backward(pybind11::module_& module);
 void register_cuda_attention_decode(pybind11::module_& module);
 void register_cuda_attention_forward(pybind11::module_& module);
 
-// Packed calls; addresses of 0 in others.
-inline void read_packed(CallArguments& in, AttentionParams& p) {
-  p.cu_seqlens_q = in.pointer<const int32_t>("cu_seqlens_q");
-  p.cu_seqlens_k = in.pointer<const int32_t>("cu_seqlens_k");
-  p.num_seqs = in.value<int64_t>("num_seqs");
-}
-
 // Where and how to run. `allocate` is the caller's function of a number of bytes that returns the
 // address of as much device memory; it is called only if memory is needed.
 class CudaLaunch {

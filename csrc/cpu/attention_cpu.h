@@ -22,6 +22,8 @@ void attention_decode_cpu(const AttentionDecodeParams& params, const CpuOptions&
 // One compiled instance of the kernels.
 struct CpuKernels {
   const char* isa;
+  // Of tile kernels: the instance of lanes that serves what tiles do not. Null: this one is lanes.
+  const char* lanes_isa;
   void (*forward)(const AttentionForwardParams&, const CpuOptions&);
   void (*backward)(const AttentionBackwardParams&, const CpuOptions&);
   void (*decode)(const AttentionDecodeParams&, const CpuOptions&);

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "cpu/attention_cpu.h"
+#include "cpu/packed.h"
 #include "cpu/tiles/serves.h"
 
 namespace drope {
@@ -100,11 +101,15 @@ void force_cpu_isa(const std::string& name) {
 }
 
 void attention_forward_cpu(const AttentionForwardParams& params, const CpuOptions& options) {
-  cpu_kernels().forward(params, options);
+  const auto forward = cpu_kernels().forward;
+  if (params.cu_seqlens_q != nullptr) return attend_packed(params, options, forward);
+  forward(params, options);
 }
 
 void attention_backward_cpu(const AttentionBackwardParams& params, const CpuOptions& options) {
-  cpu_kernels().backward(params, options);
+  const auto backward = cpu_kernels().backward;
+  if (params.cu_seqlens_q != nullptr) return attend_packed(params, options, backward);
+  backward(params, options);
 }
 
 void attention_decode_cpu(const AttentionDecodeParams& params, const CpuOptions& options) {

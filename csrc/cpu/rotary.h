@@ -147,6 +147,34 @@ DROPE_INLINE void rotate_half_split(const RotaryRows& rows, int64_t row, int64_t
   store_some<From, To>(to + half + i, x2, count);
 }
 
+// Whether rows of `count` channels rotate as a whole, in vectors of pairs whose angles are known.
+DROPE_INLINE bool rotates_whole_vectors(const RotaryRows& rows, int64_t count) {
+  return rows.angles != nullptr && !rows.interleaved && rows.dim == count &&
+         count % (2 * kLanes) == 0;
+}
+
+// Rotates `count` rows from `first` on, of which that is true: the loop of rows without a call, a
+// test or a rest in it.
+template <class Element>
+DROPE_INLINE void rotate_whole_vectors(const RotaryRows& rows, int64_t first,
+                                       const typename Element::Storage* from, int64_t stride_from,
+                                       typename Element::Storage* to, int64_t stride_to,
+                                       int64_t count) {
+  const int64_t half = rows.dim / 2, stride_angles = RotaryRows::angle_floats(rows.dim);
+  const float* angles = rows.angles + (first - rows.first_angle) * stride_angles;
+  for (int64_t row = 0; row < count; ++row) {
+    for (int64_t i = 0; i < half; i += kLanes) {
+      Vec x1 = Element::load(from + i), x2 = Element::load(from + half + i);
+      Rotary::rotate_pair(x1, x2, SinCos<Vec>{load(angles + 2 * i), load(angles + 2 * i + kLanes)});
+      Element::store(to + i, x1);
+      Element::store(to + half + i, x2);
+    }
+    from += stride_from;
+    to += stride_to;
+    angles += stride_angles;
+  }
+}
+
 // Rotates pairs [i, i + count) of a row whose pairs are (2c, 2c + 1).
 template <class From, class To>
 DROPE_INLINE void rotate_interleaved(const RotaryRows& rows, int64_t row, int64_t i, int count,

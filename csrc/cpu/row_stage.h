@@ -54,6 +54,24 @@ class RowStage {
     }
   }
 
+  // Row i becomes row first + i of x, for all rows of the stage.
+  template <class Element, class Position>
+  DROPE_INLINE void set_rows(const Position& position, const Matrix<Element>& x, int64_t first) {
+    if constexpr (std::is_same_v<Element, Operand> && std::is_same_v<Position, RotaryRows>) {
+      if (0 <= first && first + kLanes <= x.num_rows && x.dim % (kLanes * Dot::kDepth) == 0 &&
+          rotates_whole_vectors(position, x.dim)) {
+        for (int64_t i = 0; i < kLanes; ++i) rows_[i] = data_ + i * kStride;
+        rotate_whole_vectors<Element>(position, first, x.data + first * x.stride_row, x.stride_row,
+                                      data_, kStride, kLanes);
+        for (int64_t i = 0; i < kLanes; ++i) {
+          keep_row<Operand, Element>(position, first + i, rows_[i], x.dim);
+        }
+        return;
+      }
+    }
+    for (int64_t i = 0; i < kLanes; ++i) set_row(i, position, x, first + i);
+  }
+
   // Calls emit(w, vector whose lane i is word w of row i) for w < num_words.
   template <class Emit>
   DROPE_INLINE void transposed(int64_t num_words, const Emit& emit) const {

@@ -66,6 +66,19 @@ def call_arguments(inputs: AttentionInputs) -> tuple[dict[str, Any], list[Tensor
     return arguments, alive
 
 
+def packed_arguments(inputs: AttentionInputs, alive: list[Tensor]) -> dict[str, int]:
+    """Of packed calls; zeros in others."""
+    if inputs.cu_seqlens_q is None or inputs.cu_seqlens_k is None:
+        return {"cu_seqlens_q": 0, "cu_seqlens_k": 0, "num_seqs": 0}
+    ends_q, ends_k = inputs.cu_seqlens_q.contiguous(), inputs.cu_seqlens_k.contiguous()
+    alive += [ends_q, ends_k]
+    return {
+        "cu_seqlens_q": ends_q.data_ptr(),
+        "cu_seqlens_k": ends_k.data_ptr(),
+        "num_seqs": ends_q.shape[0] - 1,
+    }
+
+
 def decode_arguments(
     inputs: DecodeInputs, out: Tensor, lse: Tensor
 ) -> tuple[dict[str, Any], list[Tensor]]:

@@ -10,6 +10,7 @@ from drope_kernels.backends.addresses import (
     DTYPE_CODES,
     call_arguments,
     decode_arguments,
+    packed_arguments,
     strided,
 )
 from drope_kernels.spec.layout import (
@@ -19,7 +20,7 @@ from drope_kernels.spec.layout import (
     empty_lse,
     empty_softmax_state,
 )
-from drope_kernels.spec.packed import ForwardResults, join_backward, join_forward
+from drope_kernels.spec.packed import ForwardResults
 from drope_kernels.spec.spec import AttentionInputs, AttentionSpec, DecodeInputs
 
 NAME = "cpu"
@@ -55,10 +56,20 @@ def supports(spec: AttentionSpec) -> str | None:
     return None
 
 
+def served_by(spec: AttentionSpec) -> str:
+    """The kernels that serve a call: tiles or lanes, and why not tiles."""
+    return _C.cpu_kernels_for(
+        dtype=DTYPE_CODES[spec.dtype],
+        seqlen_q=spec.seqlen_q,
+        head_dim=spec.head_dim,
+        head_dim_v=spec.head_dim_v,
+        softcap=spec.softcap,
+        decode=spec.decode,
+    )
+
+
 def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
     """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q, k (size 0 unless kept)."""
-    if inputs.cu_seqlens_q is not None:
-        return join_forward(inputs, forward, save_prepared=save_prepared)
     q, k, v = inputs.q, inputs.k, inputs.v
     keep = save_prepared and inputs.rotation is not None
     out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
@@ -67,6 +78,7 @@ def forward(inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
     q_prepared = q.new_empty(q.shape if keep else (0,))
     k_prepared = q.new_empty(k.shape if keep else (0,))
     arguments, alive = call_arguments(inputs)
+    arguments |= packed_arguments(inputs, alive)
     _C.attention_forward(
         **arguments,
         out=strided(out),
@@ -93,21 +105,12 @@ def backward(
 
     inputs.q and inputs.k are the rotated ones where the call rotates.
     """
-    if inputs.cu_seqlens_q is not None:
-        return join_backward(
-            inputs,
-            out,
-            softmax_state,
-            grad_out,
-            grad_lse,
-            backward,
-            need_grad_scale=need_grad_scale,
-        )
     grad_q, grad_k, grad_v = empty_gradients(inputs, out)
     grad_scale = empty_grad_scale(inputs, needed=need_grad_scale)
     softmax_state = softmax_state.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     arguments, alive = call_arguments(inputs)
+    arguments |= packed_arguments(inputs, alive)
     _C.attention_backward(
         **arguments,
         out=strided(out),

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from drope_kernels import _C
-from drope_kernels.backends.addresses import call_arguments, decode_arguments, strided
+from drope_kernels.backends.addresses import (
+    call_arguments,
+    decode_arguments,
+    packed_arguments,
+    strided,
+)
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.spec.layout import (
     empty_grad_scale,
@@ -128,6 +133,10 @@ class CudaBackend:
             return f"it computes on {device} and the tensors are on {spec.device}."
         return self.unavailable() or self._no_kernel(spec.device_index) or _unsupported(spec)
 
+    def served_by(self, spec: AttentionSpec) -> str | None:
+        """Which of its kernels serve a call: the launch tells, selection does not."""
+        return None
+
     def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         q, k, v = inputs.q, inputs.k, inputs.v
@@ -137,7 +146,7 @@ class CudaBackend:
         q_prepared = q.new_empty(q.shape if keep else (0,))
         k_prepared = q.new_empty(k.shape if keep else (0,))
         arguments, alive = call_arguments(inputs)
-        arguments |= _packed_arguments(inputs, alive)
+        arguments |= packed_arguments(inputs, alive)
         arguments |= {
             "out": strided(out),
             "lse": lse.data_ptr(),
@@ -186,7 +195,7 @@ class CudaBackend:
             "family": 80,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
-        arguments |= _packed_arguments(inputs, alive)
+        arguments |= packed_arguments(inputs, alive)
         operands = [inputs.q, inputs.k, inputs.v, out, softmax_state, grad_out]
         self.launch("cuda_attention_backward", arguments, [*operands, *grads, grad_scale, *alive])
         return *grads, grad_scale
@@ -251,19 +260,6 @@ def _unsupported(spec: AttentionSpec) -> str | None:
     return None
 
 
-def _packed_arguments(inputs: AttentionInputs, alive: list[Tensor]) -> dict[str, int]:
-    """Of packed calls; zeros in others."""
-    if inputs.cu_seqlens_q is None or inputs.cu_seqlens_k is None:
-        return {"cu_seqlens_q": 0, "cu_seqlens_k": 0, "num_seqs": 0}
-    ends_q, ends_k = inputs.cu_seqlens_q.contiguous(), inputs.cu_seqlens_k.contiguous()
-    alive += [ends_q, ends_k]
-    return {
-        "cu_seqlens_q": ends_q.data_ptr(),
-        "cu_seqlens_k": ends_k.data_ptr(),
-        "num_seqs": ends_q.shape[0] - 1,
-    }
-
-
 def _aligned(x: Tensor) -> Tensor:
     return x if is_aligned(x) else x.contiguous()
 
@@ -273,5 +269,5 @@ _cuda = CudaBackend(
     architectures=_C.build_info()["cuda_architectures"],
     missing=cuda_unavailable_reason(),
 )
-unavailable, supports = _cuda.unavailable, _cuda.supports
+unavailable, supports, served_by = _cuda.unavailable, _cuda.supports, _cuda.served_by
 forward, backward, decode = _cuda.forward, _cuda.backward, _cuda.decode

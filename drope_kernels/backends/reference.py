@@ -33,6 +33,11 @@ def supports(spec: AttentionSpec) -> str | None:
     return None
 
 
+def served_by(spec: AttentionSpec) -> str | None:
+    """Which of its kernels serve a call: it has one kind."""
+    return None
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of everything between reading the inputs and rounding the results."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -41,6 +41,10 @@ class Backend(Protocol):
         """Why it cannot serve this call."""
         ...
 
+    def served_by(self, spec: AttentionSpec) -> str | None:
+        """Which of its kernels serve a call that it supports; None where there is one kind."""
+        ...
+
 
 class BackendWarning(UserWarning):
     """`backend="auto"` had only the reference left."""
@@ -141,7 +145,8 @@ def explain_spec(spec: AttentionSpec, name: str) -> str:
             lines.append(f"{candidate}: no, {reason}")
         elif chosen is None:
             chosen = candidate
-            lines.append(f"{candidate}: runs this call")
+            kernels = _load(candidate).served_by(spec)
+            lines.append(f"{candidate}: runs this call{f' with {kernels}' if kernels else ''}")
         else:
             lines.append(f"{candidate}: could, but {chosen} comes first")
     return "\n".join([_describe(spec), *lines])

@@ -106,6 +106,7 @@ class Wrong:
 
     unavailable = staticmethod(lambda: None)
     supports = staticmethod(reference.supports)
+    served_by = staticmethod(reference.served_by)
     backward = staticmethod(reference.backward)
 
     def __init__(self, name: str, fault: Any) -> None:

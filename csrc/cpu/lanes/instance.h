@@ -13,6 +13,6 @@
 namespace drope::DROPE_ISA {
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {DROPE_NAME_OF(DROPE_ISA), forward, backward, decode, multiply_add_peak};
+const CpuKernels kernels = {DROPE_NAME_OF(DROPE_ISA), nullptr, forward, backward, decode, multiply_add_peak};
 
 }  // namespace drope::DROPE_ISA

@@ -23,7 +23,7 @@ void pack_lanes(const Position& position, const Matrix<Element>& x, int64_t row,
   RowStage<Dot> stage;
   prefetch_rows(x, row, kVecCount * kLanes);
   for (int v = 0; v < kVecCount; ++v) {
-    for (int i = 0; i < kLanes; ++i) stage.set_row(i, position, x, row + v * kLanes + i);
+    stage.set_rows(position, x, row + v * kLanes);
     stage.transposed(words<Dot>(x.dim), [&](int64_t w, Vec lanes) {
       store(packed + (w * kVecCount + v) * kLanes, lanes);
     });
@@ -38,7 +38,7 @@ void pack_row_panels(const Position& position, const Matrix<Element>& x, int64_t
   const int64_t panel_words = words<Dot>(x.dim) * kRows;
   for (int64_t group = 0; group < count; group += kLanes) {
     prefetch_rows(x, row + group + kLanes, kLanes);
-    for (int i = 0; i < kLanes; ++i) stage.set_row(i, position, x, row + group + i);
+    stage.set_rows(position, x, row + group);
     float* panels = packed + group / kRows * panel_words;
     stage.transposed(words<Dot>(x.dim), [&](int64_t w, Vec lanes) {
       store_split(panels + w * kRows, panel_words, lanes);

@@ -238,7 +238,8 @@ class Forward {
       item.state = &chunk.states[tile];
       item.query_tile = tile;
       item.first_key = key;
-      item.masked = key < range.all.begin || key + kItemKeys > range.all.end;
+      item.half = range.any.end - key <= kStep;
+      item.masked = key < range.all.begin || key + (item.half ? kStep : kItemKeys) > range.all.end;
       item.first = key == first;
       item.last = key + kItemKeys >= range.any.end;
       pipeline.push(item);

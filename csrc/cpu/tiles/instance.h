@@ -7,6 +7,9 @@
 #include "cpu/tiles/forward.h"
 #include "cpu/tiles/serves.h"
 
+#define DROPE_NAME_OF(isa) DROPE_TEXT(isa)
+#define DROPE_TEXT(text) #text
+
 namespace drope {
 
 namespace DROPE_LANES {
@@ -35,7 +38,7 @@ inline double multiply_add_peak(DType dtype, double seconds) {
 }
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {DROPE_ISA_NAME, forward_or_lanes, backward_or_lanes, decode_by_lanes,
+const CpuKernels kernels = {DROPE_ISA_NAME, DROPE_NAME_OF(DROPE_LANES), forward_or_lanes, backward_or_lanes, decode_by_lanes,
                             multiply_add_peak};
 
 }  // namespace DROPE_ISA

@@ -1,4 +1,5 @@
-// The unit of work of the forward pass: 32 queries and 64 keys, as three stages on tiles.
+// The unit of work of the forward pass: 32 queries and 64 keys, at the end of their range 32, as
+// three stages on tiles.
 //
 //   score       S^T = K Q^T        a sum tile is 16 keys x 16 queries, lanes are queries
 //   exponentiate  P = 2^exponent(S)  two rows of S, keys 2i and 2i + 1, become a row of words
@@ -40,6 +41,7 @@ struct Item {
   QueryState* state;
   int64_t query_tile;  // of the chunk
   int64_t first_key;   // as ranges count keys
+  bool half;           // no query sees the second half of the keys: they are left out
   bool masked;         // some query does not see some key
   bool first, last;    // of the items of its queries
 };
@@ -70,34 +72,49 @@ DROPE_INLINE Vec finite_reference(Vec reference) {
   return select(equal(reference, broadcast(-kInfinity)), zero(), reference);
 }
 
+// P may be this much above 1 before the row's reference moves: in bf16 it costs no bit, and moving
+// it rescales all of the row's output.
+inline constexpr float kHeadroom = 256.0f;
+
 // Scores to probabilities in 32 portions of two keys.
 class Exponentiation {
  public:
   static constexpr int kPortions = 32;
 
-  DROPE_INLINE Exponentiation(QueryState& state, const float* scores, float* p)
-      : state_(state), scores_(scores), p_(p) {
+  DROPE_INLINE Exponentiation(const Item& item, const float* scores, float* p)
+      : state_(*item.state), half_(item.half), scores_(scores), p_(p) {
     for (int c = 0; c < 2; ++c) {
-      reference_[c] = finite_reference(load(state.reference + c * kLanes));
-      scale_log2_[c] = load(state.scale_log2 + c * kLanes);
-      row_sum_[c] = load(state.row_sum + c * kLanes);
+      reference_[c] = finite_reference(load(state_.reference + c * kLanes));
+      scale_log2_[c] = load(state_.scale_log2 + c * kLanes);
+      block_sum_[c] = zero();
     }
   }
-  DROPE_INLINE ~Exponentiation() {
-    for (int c = 0; c < 2; ++c) store(state_.row_sum + c * kLanes, row_sum_[c]);
-  }
 
-  // Portions [begin, end).
+  // Portions [begin, end), as far as the item has them.
   DROPE_INLINE void run(int begin, int end) {
     for (int i = begin; i < end; ++i) {
+      if (i >= kPortions / 2 && half_) return;
       const float* s = scores_ + i / 8 * 2 * kTile + i % 8 * 2 * kLanes;
       float* words = p_ + i / 16 * 2 * kTile + i % 16 * kLanes;
       for (int c = 0; c < 2; ++c, s += kTile, words += kTile) {
         const Vec even = probability(load(s), c), odd = probability(load(s + kLanes), c);
-        row_sum_[c] = row_sum_[c] + (even + odd);
+        block_sum_[c] = block_sum_[c] + (even + odd);
         store(words, to_words(even, odd));
       }
     }
+  }
+
+  // Adds to the row sums unless a row may have outgrown its reference: then false, and P has to be
+  // formed again. While all of a block sums to no more than the headroom, no key exceeds it: that
+  // needs no maximum of the scores.
+  DROPE_INLINE bool finish() {
+    const Vec headroom = broadcast(kHeadroom);
+    if (any(less(headroom, block_sum_[0])) || any(less(headroom, block_sum_[1]))) return false;
+    for (int c = 0; c < 2; ++c) {
+      float* row_sum = state_.row_sum + c * kLanes;
+      store(row_sum, load(row_sum) + block_sum_[c]);
+    }
+    return true;
   }
 
  private:
@@ -106,9 +123,10 @@ class Exponentiation {
   }
 
   QueryState& state_;
+  const bool half_;
   const float* scores_;
   float* p_;
-  Vec reference_[2], scale_log2_[2], row_sum_[2];
+  Vec reference_[2], scale_log2_[2], block_sum_[2];
 };
 
 // The stages for head dimensions up to kDim. What a product leaves in a register, or has loaded
@@ -137,6 +155,9 @@ class ItemStages {
     }
   }
 
+  // The next `accumulate` loads what it begins with: P in memory has changed.
+  DROPE_INLINE void forget_operands() { operands_loaded_ = false; }
+
   // kChained: loads what `score` of `next` begins with.
   template <bool kChained, class Between>
   DROPE_INLINE void accumulate(const Item& item, const float* p, const Item* next,
@@ -154,7 +175,7 @@ class ItemStages {
       tiles_.template multiply_add<6, 4, 0>();
       if constexpr (kLoadsQueries) tiles_.template load<0>(next->q);
       between(std::integral_constant<int, 4 * d>{});
-      tiles_.template multiply_add<6, 5, 1>();
+      if (!item.half) tiles_.template multiply_add<6, 5, 1>();
       if constexpr (kLoadsQueries) tiles_.template load<1>(next->q + kTile);
       between(std::integral_constant<int, 4 * d + 1>{});
       store_pending();
@@ -167,7 +188,7 @@ class ItemStages {
       }
       if constexpr (kLoadsQueries) tiles_.template load<2>(next->q + 2 * kTile);
       between(std::integral_constant<int, 4 * d + 2>{});
-      tiles_.template multiply_add<7, 5, 3>();
+      if (!item.half) tiles_.template multiply_add<7, 5, 3>();
       if constexpr (!kLast) {
         tiles_.template load_streaming<5>(item.v + (kChannelTiles + d + 1) * kTile);
       } else if constexpr (kChained) {
@@ -217,28 +238,34 @@ class ItemStages {
       tiles_.template load_streaming<4>(item.k);
       tiles_.template load_streaming<5>(item.k + kTile);
     }
+    operands_loaded_ = then != nullptr && !item.half;
     unroll<4>([&](auto t) DROPE_INLINE_LAMBDA {
-      constexpr bool kLast = t == 3;
+      if (t >= 2 && item.half) {
+        unroll<4>([&](auto i)
+                      DROPE_INLINE_LAMBDA { between(std::integral_constant<int, 4 * t + i>{}); });
+        return;
+      }
+      const bool loads_p = t == 3 && operands_loaded_;
       const float* next_k = item.k + (t + 1) * 2 * kTile;
       tiles_.template zero<6>();
       tiles_.template multiply_add<6, 4, 0>();
       between(std::integral_constant<int, 4 * t>{});
-      if (kLast && then != nullptr) tiles_.template load<0>(then_p);
+      if (loads_p) tiles_.template load<0>(then_p);
       tiles_.template multiply_add<6, 5, 1>();
       between(std::integral_constant<int, 4 * t + 1>{});
       store_pending();
-      if (kLast && then != nullptr) tiles_.template load<1>(then_p + 2 * kTile);
+      if (loads_p) tiles_.template load<1>(then_p + 2 * kTile);
       tiles_.template zero<7>();
       tiles_.template multiply_add<7, 4, 2>();
-      if constexpr (!kLast) tiles_.template load_streaming<4>(next_k);
-      if (kLast && then != nullptr) {
+      if constexpr (t < 3) tiles_.template load_streaming<4>(next_k);
+      if (loads_p) {
         tiles_.template load_streaming<4>(then->v);
         tiles_.template load<2>(then_p + kTile);
       }
       between(std::integral_constant<int, 4 * t + 2>{});
       tiles_.template multiply_add<7, 5, 3>();
-      if constexpr (!kLast) tiles_.template load_streaming<5>(next_k + kTile);
-      if (kLast && then != nullptr) {
+      if constexpr (t < 3) tiles_.template load_streaming<5>(next_k + kTile);
+      if (loads_p) {
         tiles_.template load_streaming<5>(then->v + kChannelTiles * kTile);
         tiles_.template load<3>(then_p + 3 * kTile);
       }
@@ -247,7 +274,6 @@ class ItemStages {
       pending_ = scores + (t * 2 + 1) * kTile;
     });
     store_pending();
-    operands_loaded_ = then != nullptr;
   }
 
   // Registers 0 to 3 hold the sums of two key tiles, by 16 queries; 4 and 5 K, a step ahead.
@@ -259,6 +285,12 @@ class ItemStages {
     }
     unroll<2 * kSteps>([&](auto i) DROPE_INLINE_LAMBDA {
       constexpr int kPair = i / kSteps, kStepIndex = i % kSteps;
+      if (kPair == 1 && item.half) {
+        unroll<4>([&](auto slot) DROPE_INLINE_LAMBDA {
+          between(std::integral_constant<int, 4 * i + slot>{});
+        });
+        return;
+      }
       constexpr bool kBegins = kStepIndex == 0, kStores = kBegins && kPair == 1;
       constexpr int kNext = i + 1;  // a step of this pair of key tiles, or the first of the next
       const float* next_k = item.k + (kNext / kSteps * 2 * kSteps + kNext % kSteps) * kTile;
@@ -277,13 +309,11 @@ class ItemStages {
       between(std::integral_constant<int, 4 * i + 2>{});
       begin_pair<3, kBegins, kStores>(scores);
       tiles_.template multiply_add<3, 5, 7>();
-      if constexpr (kNext < 2 * kSteps) {
-        tiles_.template load_streaming<5>(next_k + kSteps * kTile);
-      }
+      if constexpr (kNext < 2 * kSteps) tiles_.template load_streaming<5>(next_k + kSteps * kTile);
       between(std::integral_constant<int, 4 * i + 3>{});
     });
-    unroll<4>([&](auto i)
-                  DROPE_INLINE_LAMBDA { tiles_.template store<i>(scores + (4 + i) * kTile); });
+    float* last = scores + (item.half ? 0 : 4) * kTile;
+    unroll<4>([&](auto i) DROPE_INLINE_LAMBDA { tiles_.template store<i>(last + i * kTile); });
   }
 
   template <int kSum, bool kBegins, bool kStores>

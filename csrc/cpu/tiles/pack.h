@@ -41,7 +41,7 @@ void pack_rows(const Position& position, const Matrix<BFloat16>& x, int64_t row,
                float* tiles) {
   TileStage stage;
   prefetch_rows(x, row + kTileRows, kTileRows);
-  for (int64_t i = 0; i < kTileRows; ++i) stage.set_row(i, position, x, row + i);
+  stage.set_rows(position, x, row);
   const int64_t filled = steps(x.dim);
   for (int64_t step = 0; step < filled; ++step, tiles += kTile) {
     for (int64_t i = 0; i < kTileRows; ++i) {
@@ -56,51 +56,64 @@ void pack_columns(const Position& position, const Matrix<BFloat16>& x, int64_t r
                   int64_t num_steps, float* tiles) {
   TileStage stage;
   prefetch_rows(x, row + kTileRows, kTileRows);
-  for (int64_t i = 0; i < kTileRows; ++i) stage.set_row(i, position, x, row + i);
+  stage.set_rows(position, x, row);
   const int64_t filled = steps(x.dim);
-  stage.transposed(filled * kLanes,
-                   [&](int64_t w, const Vec& rows) { store(tiles + w * kLanes, rows); });
-  clear_tiles(tiles + filled * kTile, num_steps - filled);
+  for (int64_t step = 0; step < filled; ++step, tiles += kTile) {
+    const uint16_t* rows[kTileRows];
+    for (int64_t i = 0; i < kTileRows; ++i) rows[i] = stage.row(i) + step * kStep;
+    transpose_words(rows, tiles);
+  }
+  clear_tiles(tiles, num_steps - filled);
 }
 
-// Calls emit(tile, i, words) for the 16 words that rows first + i * stride and second + i * stride
-// of x have in each tile of 16 channels, as far as x has channels.
-template <class Emit>
-DROPE_INLINE void pair_rows(const Matrix<BFloat16>& x, int64_t first, int64_t second,
-                            int64_t stride, const Emit& emit) {
-  TileStage low, high;
-  for (int64_t i = 0; i < kTileRows; ++i) {
-    low.set_row(i, NoPosition{}, x, first + i * stride);
-    high.set_row(i, NoPosition{}, x, second + i * stride);
-  }
-  for (int64_t tile = 0; tile < 2 * steps(x.dim); ++tile) {
+// The rows that 16 words along the rows of x are made of: first + i * stride, and one that is
+// `apart` rows further.
+class PairStage {
+ public:
+  DROPE_INLINE PairStage(const Matrix<BFloat16>& x, int64_t first, int64_t stride, int64_t apart) {
     for (int64_t i = 0; i < kTileRows; ++i) {
-      emit(tile, i,
-           to_words(BFloat16::load(low.row(i) + tile * kLanes),
-                    BFloat16::load(high.row(i) + tile * kLanes)));
+      low_.set_row(i, NoPosition{}, x, first + i * stride);
+      high_.set_row(i, NoPosition{}, x, first + i * stride + apart);
     }
   }
-}
+  // Calls emit(tile, low, high) for each tile of 16 channels, with where its rows start.
+  template <class Emit>
+  DROPE_INLINE void each_tile(int64_t num_tiles, const Emit& emit) const {
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      const uint16_t *low[kTileRows], *high[kTileRows];
+      for (int64_t i = 0; i < kTileRows; ++i) {
+        low[i] = low_.row(i) + tile * kLanes;
+        high[i] = high_.row(i) + tile * kLanes;
+      }
+      emit(tile, low, high);
+    }
+  }
+
+ private:
+  TileStage low_, high_;
+};
 
 // Rows [row, row + 32) of x as `num_tiles` tiles of 16 channels.
 inline void pack_channels(const Matrix<BFloat16>& x, int64_t row, int64_t num_tiles, float* tiles) {
   prefetch_rows(x, row + kStep, kStep);
-  Vec words[kTileRows];
-  pair_rows(x, row, row + 1, 2, [&](int64_t tile, int64_t i, const Vec& pairs) {
-    words[i] = pairs;
-    if (i + 1 < kTileRows) return;
-    transpose(words);
-    for (int64_t r = 0; r < kTileRows; ++r) store(tiles + tile * kTile + r * kLanes, words[r]);
-  });
   const int64_t filled = 2 * steps(x.dim);
+  PairStage(x, row, 2, 1)
+      .each_tile(filled,
+                 [&](int64_t tile, const uint16_t* const* low, const uint16_t* const* high) {
+                   transpose_pairs(low, high, tiles + tile * kTile);
+                 });
   clear_tiles(tiles + filled * kTile, num_tiles - filled);
 }
 
 inline void pack_pairs(const Matrix<BFloat16>& x, int64_t row, int64_t num_tiles, float* tiles) {
-  pair_rows(x, row, row + kTileRows, 1, [&](int64_t tile, int64_t i, const Vec& pairs) {
-    store(tiles + tile * kTile + i * kLanes, pairs);
-  });
   const int64_t filled = 2 * steps(x.dim);
+  PairStage(x, row, 1, kTileRows)
+      .each_tile(filled,
+                 [&](int64_t tile, const uint16_t* const* low, const uint16_t* const* high) {
+                   for (int64_t i = 0; i < kTileRows; ++i) {
+                     store(tiles + tile * kTile + i * kLanes, pair_words(low[i], high[i]));
+                   }
+                 });
   clear_tiles(tiles + filled * kTile, num_tiles - filled);
 }
 

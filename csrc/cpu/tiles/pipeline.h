@@ -13,10 +13,6 @@ namespace drope::DROPE_ISA {
 using QueryRange = TileRange<2>;
 static_assert(QueryRange::kQueries == kItemQueries, "a range per item");
 
-// P may be this many octaves above 1 before the row's reference moves: in bf16 it costs no bit, and
-// moving rescales all of the row's output.
-inline constexpr float kOctavesOfHeadroom = 8.0f;
-
 // `Finish` is called with an item once the output of its queries is complete.
 template <int kDim, class Finish>
 class Pipeline {
@@ -28,13 +24,21 @@ class Pipeline {
       : stages_(tiles), scratch_(memory), ranges_(ranges), finish_(finish) {}
 
   void push(const Item& next) {
-    if (has_current_) settle_reference();
+    if (has_current_) find_references();
     if (has_earlier_) {
-      advance(next);
+      const bool fits = advance(next);
       finish_earlier();
+      if (!fits) {
+        has_earlier_ = false;
+        stages_.forget_operands();
+        score(current_);
+        if (current_.masked) hide();
+        exponentiate();
+        score(next);
+      }
     } else {
       if (has_current_) exponentiate();
-      stages_.template score<false>(next, scratch_.scores, nullptr, nullptr, [](auto) {});
+      score(next);
     }
     shift();
     current_ = next;
@@ -42,7 +46,7 @@ class Pipeline {
   }
 
   void drain() {
-    if (has_current_) settle_reference();
+    if (has_current_) find_references();
     accumulate_earlier();
     if (has_current_) exponentiate();
     shift();
@@ -57,9 +61,14 @@ class Pipeline {
     has_earlier_ = has_current_;
   }
 
-  // The three stages of three items, each product with its share of the exponentials.
-  void advance(const Item& next) {
-    Exponentiation exponentiation(*current_.state, scratch_.scores, scratch_.p);
+  void score(const Item& item) {
+    stages_.template score<false>(item, scratch_.scores, nullptr, nullptr, [](auto) {});
+  }
+
+  // The three stages of three items, each product with its share of the exponentials. False if
+  // those of the current item have to be formed again.
+  bool advance(const Item& next) {
+    Exponentiation exponentiation(current_, scratch_.scores, scratch_.p);
     constexpr int kHalf = Exponentiation::kPortions / 2;
     stages_.template accumulate<true>(
         earlier_, scratch_.earlier_p, &next, [&](auto slot) DROPE_INLINE_LAMBDA {
@@ -70,6 +79,7 @@ class Pipeline {
         next, scratch_.scores, &current_, scratch_.p, [&](auto slot) DROPE_INLINE_LAMBDA {
           exponentiation.run(kHalf + score_share(slot), kHalf + score_share(slot + 1));
         });
+    return exponentiation.finish();
   }
 
   // Portions before a slot of `score`. Where the next P is loaded in the last slots it is complete
@@ -81,7 +91,16 @@ class Pipeline {
   }
 
   void exponentiate() {
-    Exponentiation(*current_.state, scratch_.scores, scratch_.p).run(0, Exponentiation::kPortions);
+    if (try_to_exponentiate()) return;
+    accumulate_earlier();
+    rebase();
+    try_to_exponentiate();
+  }
+
+  bool try_to_exponentiate() {
+    Exponentiation exponentiation(current_, scratch_.scores, scratch_.p);
+    exponentiation.run(0, Exponentiation::kPortions);
+    return exponentiation.finish();
   }
 
   void accumulate_earlier() {
@@ -95,51 +114,47 @@ class Pipeline {
     if (earlier_.last) finish_(earlier_);
   }
 
-  // Hides what is hidden from scores of the current item, and moves the reference of rows that
-  // outgrew it.
-  void settle_reference() {
+  // Hides what is hidden from the current item, and gives rows that see their first keys a
+  // reference.
+  void find_references() {
     if (current_.masked) hide();
-    Vec largest[2], and_odd[2];
-    const float* s = scratch_.scores;
-    for (int c = 0; c < 2; ++c) {
-      largest[c] = load(s + c * kTile);
-      and_odd[c] = load(s + c * kTile + kLanes);
-    }
-#pragma GCC unroll 8
-    for (int64_t key = 2; key < kItemKeys; key += 2) {
-      const float* row = s + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
-#pragma GCC unroll 2
+    const float* reference = current_.state->reference;
+    const Vec no_key = broadcast(-kInfinity);
+    if (any(equal(load(reference), no_key)) || any(equal(load(reference + kLanes), no_key))) {
       for (int c = 0; c < 2; ++c) {
-        largest[c] = max(largest[c], load(row + c * kTile));
-        and_odd[c] = max(and_odd[c], load(row + c * kTile + kLanes));
+        const Vec before = load(reference + c * kLanes);
+        store(current_.state->reference + c * kLanes,
+              select(equal(before, no_key), largest_score(c), before));
       }
-    }
-    QueryState& state = *current_.state;
-    bool outgrown = false;
-    for (int c = 0; c < 2; ++c) {
-      largest[c] = max(largest[c], and_odd[c]);
-      const Vec octaves = exponent(largest[c], load(state.reference + c * kLanes),
-                                   load(state.scale_log2 + c * kLanes), zero());
-      outgrown = outgrown || any(less(broadcast(kOctavesOfHeadroom), octaves));
-    }
-    if (current_.first) {
-      for (int c = 0; c < 2; ++c) store(state.reference + c * kLanes, largest[c]);
-    } else if (outgrown) {
-      accumulate_earlier();
-      rebase(largest);
     }
   }
 
-  void rebase(const Vec (&largest)[2]) {
+  int64_t num_keys() const { return current_.half ? kStep : kItemKeys; }
+
+  // Of the current item, of queries 16 c and up.
+  Vec largest_score(int c) const {
+    const float* s = scratch_.scores + c * kTile;
+    Vec even = load(s), odd = load(s + kLanes);
+    for (int64_t key = 2; key < num_keys(); key += 2) {
+      const float* row = s + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
+      even = max(even, load(row));
+      odd = max(odd, load(row + kLanes));
+    }
+    return max(even, odd);
+  }
+
+  // Moves the references of the current item's rows to their largest scores.
+  void rebase() {
     QueryState& state = *current_.state;
     for (int c = 0; c < 2; ++c) {
       float* const at = state.reference + c * kLanes;
       float* const sum = state.row_sum + c * kLanes;
-      const Vec earlier = load(at), moved = max(earlier, largest[c]);
+      const Vec earlier = load(at), moved = max(earlier, largest_score(c));
       const Vec row_scale =
           rescale(finite_reference(moved), earlier, load(state.scale_log2 + c * kLanes));
       store(at, moved);
       store(sum, load(sum) * row_scale);
+      if (current_.first) continue;
       float* acc_o = current_.acc_o + c * kTile;
       for (int d = 0; d < Stages::kChannelTiles; ++d, acc_o += 2 * kTile) {
         for (int64_t i = 0; i < kTile; i += kLanes) store(acc_o + i, load(acc_o + i) * row_scale);
@@ -152,7 +167,7 @@ class Pipeline {
     const BlockMask<2> mask(range, current_.first_key);
     const KeyRange unmasked{range.all.begin - current_.first_key,
                             range.all.end - current_.first_key};
-    for (int64_t key = 0; key < kItemKeys; ++key) {
+    for (int64_t key = 0; key < num_keys(); ++key) {
       if (unmasked.begin <= key && key < unmasked.end) continue;
       float* row = scratch_.scores + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
       for (int c = 0; c < 2; ++c) store(row + c * kTile, mask.apply(load(row + c * kTile), c, key));

@@ -77,4 +77,65 @@ DROPE_INLINE Vec to_words(Vec low, Vec high) {
       _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second))};
 }
 
+// Words of 16 numbers of one row and those of another.
+DROPE_INLINE Vec pair_words(const uint16_t* low, const uint16_t* high) {
+  const auto widen = [](const uint16_t* numbers) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers)));
+  };
+  return {_mm512_castsi512_ps(_mm512_or_si512(widen(low), _mm512_slli_epi32(widen(high), 16)))};
+}
+
+// 16 bytes from each of rows i, i + 4, i + 8, i + 12, `offset` numbers in. Transposes that begin so
+// need half the shuffles of those that begin with whole rows: only one port shuffles.
+DROPE_INLINE __m512i load_quarters(const uint16_t* const* rows, int64_t i, int64_t offset) {
+  const auto quarter = [&](int64_t row) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
+  };
+  __m512i x = _mm512_castsi128_si512(quarter(i));
+  x = _mm512_inserti32x4(x, quarter(i + 4), 1);
+  x = _mm512_inserti32x4(x, quarter(i + 8), 2);
+  return _mm512_inserti32x4(x, quarter(i + 12), 3);
+}
+
+// Columns of four rows of words, 128 bits by 128 bits.
+DROPE_INLINE void transpose_quarters(__m512i (&x)[4]) {
+  const __m512i low01 = _mm512_unpacklo_epi32(x[0], x[1]),
+                low23 = _mm512_unpacklo_epi32(x[2], x[3]);
+  const __m512i high01 = _mm512_unpackhi_epi32(x[0], x[1]);
+  const __m512i high23 = _mm512_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm512_unpacklo_epi64(low01, low23);
+  x[1] = _mm512_unpackhi_epi64(low01, low23);
+  x[2] = _mm512_unpacklo_epi64(high01, high23);
+  x[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// Word w of row i to (w, i), w < 16.
+DROPE_INLINE void transpose_words(const uint16_t* const* rows, float* tile) {
+  for (int64_t w = 0; w < 16; w += 4) {
+    __m512i x[4];
+    for (int64_t i = 0; i < 4; ++i) x[i] = load_quarters(rows, i, 2 * w);
+    transpose_quarters(x);
+    for (int64_t i = 0; i < 4; ++i) _mm512_storeu_si512(tile + (w + i) * 16, x[i]);
+  }
+}
+
+// Numbers c of rows low[i] and high[i], a word, to (c, i), c < 16.
+DROPE_INLINE void transpose_pairs(const uint16_t* const* low, const uint16_t* const* high,
+                                  float* tile) {
+  for (int64_t c = 0; c < 16; c += 8) {
+    __m512i first[4], second[4];  // of each eight numbers the first four, the others
+    for (int64_t i = 0; i < 4; ++i) {
+      const __m512i a = load_quarters(low, i, c), b = load_quarters(high, i, c);
+      first[i] = _mm512_unpacklo_epi16(a, b);
+      second[i] = _mm512_unpackhi_epi16(a, b);
+    }
+    transpose_quarters(first);
+    transpose_quarters(second);
+    for (int64_t i = 0; i < 4; ++i) {
+      _mm512_storeu_si512(tile + (c + i) * 16, first[i]);
+      _mm512_storeu_si512(tile + (c + 4 + i) * 16, second[i]);
+    }
+  }
+}
+
 }  // namespace drope::DROPE_ISA

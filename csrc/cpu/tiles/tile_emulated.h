@@ -87,4 +87,22 @@ DROPE_INLINE Vec to_words(const Vec& low, const Vec& high) {
   });
 }
 
+DROPE_INLINE Vec pair_words(const uint16_t* low, const uint16_t* high) {
+  return each_bits([&](int i) { return low[i] | static_cast<uint32_t>(high[i]) << 16; });
+}
+
+DROPE_INLINE void transpose_words(const uint16_t* const* rows, float* tile) {
+  for (int w = 0; w < kLanes; ++w) {
+    for (int i = 0; i < kLanes; ++i) std::memcpy(tile + w * kLanes + i, rows[i] + 2 * w, 4);
+  }
+}
+
+DROPE_INLINE void transpose_pairs(const uint16_t* const* low, const uint16_t* const* high,
+                                  float* tile) {
+  for (int c = 0; c < kLanes; ++c) {
+    store(tile + c * kLanes,
+          each_bits([&](int i) { return low[i][c] | static_cast<uint32_t>(high[i][c]) << 16; }));
+  }
+}
+
 }  // namespace drope::DROPE_ISA

@@ -176,9 +176,11 @@ struct Float32 {
 
 struct BFloat16 {
   using Storage = uint16_t;
-  static DROPE_INLINE uint16_t narrow(float x) {  // to nearest even; NaN stays NaN
-    if (x != x) return 0x7fc0;
-    const uint32_t bits = bits_of(x);
+  // To nearest even; NaN stays NaN, subnormal numbers become 0.
+  static DROPE_INLINE uint16_t narrow(float x) {
+    const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    if (magnitude < 0x00800000u) return static_cast<uint16_t>(bits >> 31 << 15);
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
   static DROPE_INLINE Vec load(const uint16_t* p, int count = kLanes) {

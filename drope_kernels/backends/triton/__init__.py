@@ -72,6 +72,10 @@ class TritonBackend:
             reason = _too_old(spec.device_index)
         return reason or _unsupported(spec)
 
+    def served_by(self, spec: AttentionSpec) -> str | None:
+        """Which of its kernels serve a call: the launch tells, selection does not."""
+        return None
+
     def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         results: ForwardResults
@@ -132,5 +136,5 @@ def _unsupported(spec: AttentionSpec) -> str | None:
 
 
 _triton = TritonBackend()
-unavailable, supports = _triton.unavailable, _triton.supports
+unavailable, supports, served_by = _triton.unavailable, _triton.supports, _triton.served_by
 forward, backward, decode = _triton.forward, _triton.backward, _triton.decode
