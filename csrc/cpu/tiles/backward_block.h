@@ -16,8 +16,8 @@
 
 namespace drope::DROPE_ISA {
 
-// P and dS of a block take half of the L1 cache. Half as many queries would move the sums of dK and
-// dV twice as often.
+// P and dS of a block take 32 KiB of the L1 cache. Half as many queries would move the sums of dK
+// and dV twice as often.
 inline constexpr int kSliceVecs = 2;
 inline constexpr int kSlices = 4;
 inline constexpr int64_t kSliceQueries = kSliceVecs * kLanes;
