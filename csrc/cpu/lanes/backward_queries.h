@@ -27,9 +27,9 @@ void load_row_terms(const AttentionBackwardParams& p, const QueryRows& rows,
                     const BackwardTile<Dot>& tile) {
   const Matrix<Element> out = out_matrix<Element>(p, rows);
   const Matrix<Element> grad_out = grad_out_matrix<Element>(p, rows);
-  const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q;
+  const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.head_rows_q();
   const float* const references = p.softmax_state + head_row;
-  const float* const log2_sums = references + p.batch * p.num_heads_q * p.seqlen_q;
+  const float* const log2_sums = references + p.batch * p.num_heads_q * p.head_rows_q();
   for (int64_t i = 0; i < kBlockQ; ++i) {
     const int64_t row = rows.first + i;
     const bool empty = row >= p.seqlen_q || log2_sums[row] == kInfinity;
@@ -76,7 +76,7 @@ void store_queries(const AttentionBackwardParams& p, const QueryRows& rows,
   using Storage = typename Element::Storage;
   Storage* grad_q = static_cast<Storage*>(p.grad_q) + rows.batch * p.stride_grad_q_batch +
                     rows.head * p.stride_grad_q_head;
-  const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q;
+  const int64_t head_row = (rows.batch * p.num_heads_q + rows.head) * p.head_rows_q();
   const Matrix<Element> q = query_matrix<Element>(p, rows);
   const RotaryRows rotation = undo_query_rotation(p, rows);
   alignas(64) float stage[kLanes][kMaxHeadDim];

@@ -35,8 +35,8 @@ struct VecState {
   Vec reference, log2_sum, grad_lse;
 
   VecState(const AttentionBackwardParams& p, const QueryRows& rows, int count) {
-    const int64_t row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q + rows.first;
-    const float* const log2_sums = p.softmax_state + p.batch * p.num_heads_q * p.seqlen_q;
+    const int64_t row = (rows.batch * p.num_heads_q + rows.head) * p.head_rows_q() + rows.first;
+    const float* const log2_sums = p.softmax_state + p.batch * p.num_heads_q * p.head_rows_q();
     alignas(64) float state[3][kLanes];
     for (int i = 0; i < kLanes; ++i) {
       const bool some = i < count;
@@ -124,7 +124,7 @@ void store_grad_scale(const AttentionBackwardParams& p, const QueryRows& rows, i
   const Vec dots = dot_each_row<BFloat16, Float32>(q.data + rows.first * q.stride_row, q.stride_row,
                                                    grad_q[0], kDim, count, p.head_dim);
   const Mask empty = equal(terms.minus_log2_sum[v], broadcast(-kInfinity));
-  const int64_t row = (rows.batch * p.num_heads_q + rows.head) * p.seqlen_q + rows.first;
+  const int64_t row = (rows.batch * p.num_heads_q + rows.head) * p.head_rows_q() + rows.first;
   Float32::store(p.grad_scale + row, select(empty, zero(), dots / terms.scale[v]), count);
 }
 
