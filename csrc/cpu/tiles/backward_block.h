@@ -16,8 +16,8 @@
 
 namespace drope::DROPE_ISA {
 
-// P and dS of a block take half of the L1 cache. Half as many queries would move the sums of dK and
-// dV twice as often.
+// P and dS of a block take 32 KiB of the L1 cache. Half as many queries would move the sums of dK
+// and dV twice as often.
 inline constexpr int kSliceVecs = 2;
 inline constexpr int kSlices = 4;
 inline constexpr int64_t kSliceQueries = kSliceVecs * kLanes;
@@ -103,13 +103,11 @@ struct BlockScores {
         grad_s_rows(p_rows + kSlices * kKeyTiles * kTile) {}
 };
 
-// Row `key` of the first of kSliceVecs sums.
-template <class Float>
-DROPE_INLINE Float* row_of_sums(Float* sums, int64_t key) {
-  return sums + key / kTileRows * kSliceVecs * kTile + key % kTileRows * kLanes;
+// Where row `key` of the first of kSliceVecs sums begins, by operations that cost a cycle each.
+DROPE_INLINE int64_t row_of_sums(int64_t key) {
+  static_assert(kSliceVecs == 2, "every 16 rows a second tile is skipped");
+  return (key + (key & -kTileRows)) * kLanes;
 }
-// Of words of queries.
-DROPE_INLINE float* row_of_words(float* words, int64_t key) { return words + key * kLanes; }
 
 struct NoMask {
   DROPE_INLINE NoMask(const TileRange<kSliceVecs>&, int64_t) {}
@@ -119,6 +117,8 @@ struct NoMask {
 // kMasked no query is kept from a key.
 template <int kKeysAtATime, bool kMasked>
 class FormProbabilities {
+  static_assert(kTileRows % kKeysAtATime == 0, "keys of one call are rows of one tile");
+
  public:
   DROPE_INLINE FormProbabilities(const RowTerms& terms, const TileRange<kSliceVecs>& range,
                                  int64_t first_key, float* scores, float* p_rows)
@@ -133,14 +133,15 @@ class FormProbabilities {
 
   DROPE_INLINE void operator()() {
     if (key_ >= kBlockKeys) return;
+    float* const row = scores_ + row_of_sums(key_);
+    float* const words = p_rows_ + key_ * kLanes;
 #pragma GCC unroll 8
-    for (int i = 0; i < kKeysAtATime; ++i) form(key_ + i);
+    for (int i = 0; i < kKeysAtATime; ++i) form(key_ + i, row + i * kLanes, words + i * kLanes);
     key_ += kKeysAtATime;
   }
 
  private:
-  DROPE_INLINE void form(int64_t key) const {
-    float* row = row_of_sums(scores_, key);
+  DROPE_INLINE void form(int64_t key, float* row, float* words) const {
     Vec p[kSliceVecs];
 #pragma GCC unroll 2
     for (int v = 0; v < kSliceVecs; ++v) {
@@ -150,7 +151,7 @@ class FormProbabilities {
       p[v] = exp2_for_bf16(log2_p);
       store(row + v * kTile, p[v]);
     }
-    store(row_of_words(p_rows_, key), to_words(p[0], p[1]));
+    store(words, to_words(p[0], p[1]));
   }
 
   std::conditional_t<kMasked, BlockMask<kSliceVecs>, NoMask> mask_;
@@ -162,6 +163,8 @@ class FormProbabilities {
 // dS of the keys of a slice as words of queries and as words of keys, kKeysAtATime per call.
 template <int kKeysAtATime>
 class FormGradScores {
+  static_assert(kTileRows % kKeysAtATime == 0, "keys of one call are rows of one tile");
+
  public:
   DROPE_INLINE FormGradScores(const RowTerms& terms, const float* p, const float* grad_p,
                               float* rows, float* columns)
@@ -175,28 +178,29 @@ class FormGradScores {
 
   DROPE_INLINE void operator()() {
     if (key_ >= kBlockKeys) return;
+    const int64_t sums = row_of_sums(key_);
+    float* const rows = rows_ + key_ * kLanes;
+    float* const columns = columns_ + row_of_sums(key_ >> 1);
 #pragma GCC unroll 8
-    for (int i = 0; i < kKeysAtATime; i += 2) form(key_ + i);
+    for (int i = 0; i < kKeysAtATime; i += 2) {
+      form(sums + i * kLanes, rows + i * kLanes, columns + i / 2 * kLanes);
+    }
     key_ += kKeysAtATime;
   }
 
  private:
-  // Keys `key` and key + 1.
-  DROPE_INLINE void form(int64_t key) const {
-    const float* p_row = row_of_sums(p_, key);
-    const float* grad_p_row = row_of_sums(grad_p_, key);
+  // Two keys, whose sums begin at `sums`.
+  DROPE_INLINE void form(int64_t sums, float* rows, float* columns) const {
     Vec grad_s[2][kSliceVecs];
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < kSliceVecs; ++v) {
-        const int64_t offset = i * kLanes + v * kTile;
-        grad_s[i][v] =
-            load(p_row + offset) * fma(load(grad_p_row + offset), scale_[v], minus_delta_[v]);
+        const int64_t at = sums + i * kLanes + v * kTile;
+        grad_s[i][v] = load(p_ + at) * fma(load(grad_p_ + at), scale_[v], minus_delta_[v]);
       }
-      store(row_of_words(rows_, key + i), to_words(grad_s[i][0], grad_s[i][1]));
+      store(rows + i * kLanes, to_words(grad_s[i][0], grad_s[i][1]));
     }
-    float* columns = columns_ + key / kStep * kSliceVecs * kTile + key % kStep / 2 * kLanes;
 #pragma GCC unroll 2
     for (int v = 0; v < kSliceVecs; ++v) {
       store(columns + v * kTile, to_words(grad_s[0][v], grad_s[1][v]));

@@ -1,8 +1,9 @@
-// The products of the backward pass: four tiles of B stay in registers while those of A and of the
-// sums stream past them. Three rules, each measured on an Emerald Rapids, keep the products behind
-// one another: a sum is stored when the next one is under way, since a tile that is stored at once
-// stalls the next product; the next tile of A is loaded right after the last use of its register; A
-// streams past the L1 cache, which the sums need.
+// The products of the backward pass, by three loops that differ in what stays in registers: B of
+// two columns, B of one column, or the sums. Three rules, each measured on an Emerald Rapids, keep
+// the products right behind one another: a sum is stored when the next one is under way, since a
+// tile that is stored at once stalls the next product; the next tile of A is loaded right after the
+// last use of its register; what is as good as read once streams past the L1 cache, which the sums
+// need.
 #pragma once
 
 #include <cstdint>
