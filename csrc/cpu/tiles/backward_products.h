@@ -8,7 +8,8 @@
 
 #include <cstdint>
 
-#include "cpu/tiles/item.h"
+#include "cpu/tiles/pack.h"
+#include "cpu/tiles/unroll.h"
 
 namespace drope::DROPE_ISA {
 

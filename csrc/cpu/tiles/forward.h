@@ -3,7 +3,8 @@
 //   pack k, rotated, and v once per kv head
 //   for each chunk of queries: pack q, rotated
 //     for each group of keys that stays in the L2 cache, for each 32 queries of the chunk,
-//       for each 64 keys: scores, mask, softmax update, accumulate      (pipeline.h, item.h)
+//       for each 64 keys: scores, mask, softmax update, accumulate      (forward_pipeline.h,
+//       forward_item.h)
 //     divide by the row sums, store out, lse and what backward needs of the softmax
 #pragma once
 
@@ -15,7 +16,7 @@
 #include "cpu/rotation_angles.h"
 #include "cpu/scratch.h"
 #include "cpu/store_queries.h"
-#include "cpu/tiles/pipeline.h"
+#include "cpu/tiles/forward_pipeline.h"
 
 namespace drope::DROPE_ISA {
 

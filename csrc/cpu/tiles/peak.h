@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <ctime>
 
 #include "cpu/tiles/pack.h"
+#include "cpu/tiles/unroll.h"
 
 namespace drope::DROPE_ISA {
 

@@ -16,10 +16,10 @@
 
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "cpu/softmax.h"
 #include "cpu/tiles/pack.h"
+#include "cpu/tiles/unroll.h"
 
 namespace drope::DROPE_ISA {
 
@@ -45,18 +45,6 @@ struct Item {
   bool masked;         // some query does not see some key
   bool first, last;    // of the items of its queries
 };
-
-template <int kCount, class Body, int... kIndices>
-DROPE_INLINE void unroll(const Body& body, std::integer_sequence<int, kIndices...>) {
-  (body(std::integral_constant<int, kIndices>{}), ...);
-}
-// body(0), body(1), ..., kCount of them, each index a constant.
-template <int kCount, class Body>
-DROPE_INLINE void unroll(const Body& body) {
-  unroll<kCount>(body, std::make_integer_sequence<int, kCount>{});
-}
-
-#define DROPE_INLINE_LAMBDA __attribute__((always_inline))
 
 // Scores of one item (4 key tiles, 2), and of two items P as words: (2 steps of keys, 2).
 struct ItemScratch {

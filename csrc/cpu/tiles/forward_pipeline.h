@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "cpu/mask.h"
-#include "cpu/tiles/item.h"
+#include "cpu/tiles/forward_item.h"
 
 namespace drope::DROPE_ISA {
 
