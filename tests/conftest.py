@@ -38,8 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What the imports made stays for good; to look at all of it again and again takes a tenth of
-    the suite's time.
+    """What the imports made stays for good; to look at all of it again and again took up to a tenth
+    of a file's time.
     """
     gc.collect()
     gc.freeze()
