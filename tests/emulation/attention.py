@@ -39,6 +39,7 @@ from .library import (
     link,
     read,
     rewritten_jobs,
+    write_tree,
 )
 
 HOST = tuple(sorted((ROOT / "csrc/cuda").glob("*.cpp")))
@@ -56,16 +57,13 @@ BINDING_FLAGS = [
 
 
 def binding_jobs() -> list[Job]:
+    """One source that includes all bindings: most of their compilation is pybind11's headers."""
     texts = read([*HEADERS, *BINDINGS, *(ROOT / "python_bindings").glob("*.h")])
-    common = [COMPILER, pybind11.__version__, *BINDING_FLAGS]
-    return [
-        (path, BINDING_FLAGS, digest([*common, texts[path], *used(path, texts)]))
-        for path in BINDINGS
-    ]
-
-
-def used(source: Path, texts: Texts) -> list[str]:
-    return [texts[path] for path in sorted(included(source, texts))]
+    used = sorted({*BINDINGS, *(path for one in BINDINGS for path in included(one, texts))})
+    together = "".join(f'#include "{path}"\n' for path in BINDINGS)
+    common = [COMPILER, pybind11.__version__, *BINDING_FLAGS, together]
+    source = write_tree({Path("bindings.cpp"): together}) / "bindings.cpp"
+    return [(source, BINDING_FLAGS, digest([*common, *(texts[path] for path in used)]))]
 
 
 def build_module(replaced: Texts | None = None, kernels: tuple[Path, ...] = ()) -> Path:

@@ -148,17 +148,26 @@ def place(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
 
 
+@functools.cache  # as is rewrite: builds of planted bugs share all files but one
+def candidates(folder: Path, text: str) -> list[Path]:
+    """Where the headers that a text in this folder includes may stand."""
+    return [
+        header
+        for name in INCLUDE.findall(text)
+        for header in ((folder / name).resolve(), ROOT / name, ROOT / "csrc" / name)
+    ]
+
+
 def included(source: Path, texts: Texts) -> set[Path]:
     """The headers of the repository that a source includes, directly or not."""
     found: set[Path] = set()
     unread = [source]
     while unread:
         path = unread.pop()
-        for name in INCLUDE.findall(texts[path]):
-            for header in ((path.parent / name).resolve(), ROOT / name, ROOT / "csrc" / name):
-                if header in texts and header not in found:
-                    found.add(header)
-                    unread.append(header)
+        for header in candidates(path.parent, texts[path]):
+            if header in texts and header not in found:
+                found.add(header)
+                unread.append(header)
     return found
 
 

@@ -48,9 +48,23 @@ class AttentionBug:
         return self.path.read_text(encoding="utf-8").count(self.before) == 1
 
     def planted(self) -> dict[Path, str]:
-        """The file with the bug."""
+        """The file with the bug, and a launch of nothing but the instance that `call` runs."""
         text = self.path.read_text(encoding="utf-8")
-        return {self.path: text.replace(self.before, self.after)}
+        return {self.path: text.replace(self.before, self.after)} | self.one_instance()
+
+    def one_instance(self) -> dict[Path, str]:
+        """The kernel's launch with the same instance in every place: the others, which no planted
+        call runs, would be three quarters of what is compiled for each bug.
+        """
+        stem = self.kernel.removesuffix("_d64")
+        path = CUDA / "attention" / stem.split("_")[0] / f"launch_{stem}.h"
+        text = path.read_text(encoding="utf-8")
+        position, other = ("Rotary", "NoPosition") if self.rotates else ("NoPosition", "Rotary")
+        for spare, used in (("ptx::Float16>", "ptx::BFloat16>"), (f", {other}>", f", {position}>")):
+            if text.count(spare) != 1 or text.count(used) != 1:
+                raise ValueError(f"{path}: expected one {spare} and one {used}")
+            text = text.replace(spare, used)
+        return {path: text}
 
 
 def _forward_sm80(

@@ -10,6 +10,7 @@ Everything else is left as it is, line by line.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 OPENING, CLOSING = "([{", ")]}"
@@ -146,6 +147,7 @@ def rewrite_launches(text: str) -> str:
     return text
 
 
+@functools.cache
 def rewrite(text: str) -> str:
     """One CUDA source or header as C++."""
     return rewrite_launches(rewrite_shared(rewrite_asm(text)))

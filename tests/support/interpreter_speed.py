@@ -2,8 +2,10 @@
 
 Most of its time goes into types: of each tensor a shape that is a tuple with a type with a name
 spelled out, of each block a check that its sizes are powers of two, for each conversion a table of
-NumPy's types. And it computes in int64 whether an integer overflowed, seven operations for each, to
-hand the answer to an assertion that is off (`InterpreterOptions.debug`).
+NumPy's types. For every two operands it asks a dozen questions, though most are of one type, and
+for every argument whether it is a constant. And it computes in int64 whether an integer overflowed,
+seven operations for each, to hand the answer to an assertion that is off
+(`InterpreterOptions.debug`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from triton.runtime import interpreter
 
 NUMPY_TYPE, BLOCK_SHAPE = interpreter._get_np_dtype, core.validate_block_shape
 SAME_TYPE, BROADCAST = core.dtype.__eq__, TritonSemantic.broadcast_impl_value
+UNWRAP, TYPE_OF = core._unwrap_if_constexpr, TritonSemantic.computation_type_impl
+ALIKE = TritonSemantic.binary_op_type_checking_impl
 Sizes = tuple[int, ...]
 
 
@@ -34,7 +38,11 @@ def hasten() -> None:
     core.block_type.name = property(lambda block: f"<{list(block.sizes)}, {block.element_ty}>")
     core.tensor.__init__ = init_tensor
     core.dtype.__eq__ = same_type
+    core._unwrap_if_constexpr = unwrap
+    interpreter._patch_attr = patch_attr
     TritonSemantic.broadcast_impl_value = broadcast
+    TritonSemantic.binary_op_type_checking_impl = alike
+    TritonSemantic.computation_type_impl = lambda self, *given: common_type(*given)
 
 
 @cache
@@ -80,6 +88,45 @@ def same_type(self: Any, other: Any) -> bool:
 
 def broadcast(self: Any, lhs: Any, rhs: Any) -> Any:
     return (lhs, rhs) if sizes_of(lhs.type) == sizes_of(rhs.type) else BROADCAST(self, lhs, rhs)
+
+
+def alike(
+    self: Any,
+    lhs: Any,
+    rhs: Any,
+    allow_lhs_ptr: bool = False,
+    allow_rhs_ptr: bool = False,
+    arithmetic_check: bool = True,
+    div_or_mod: bool = False,
+) -> Any:
+    """Both operands of an operation in one type and shape. Two tensors of one type keep it, but
+    for quotients, which are never of 16 bits, and pointers, which few operations take.
+    """
+    both = type(lhs) is core.tensor and type(rhs) is core.tensor
+    if both and lhs.dtype is rhs.dtype and not div_or_mod and not lhs.dtype.is_ptr():
+        return broadcast(self, lhs, rhs)
+    return ALIKE(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+
+@cache
+def common_type(*given: Any) -> Any:
+    """Of two types, either of them perhaps that of a number, in a quotient or not."""
+    return TYPE_OF(TritonSemantic(interpreter.interpreter_builder), *given)
+
+
+def unwrap(given: Any) -> Any:
+    return given if type(given) is core.tensor else UNWRAP(given)
+
+
+def patch_attr(of: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """A name of the language, for as long as kernels run: they say nothing of the semantic."""
+    semantic = TritonSemantic(builder)
+
+    def meaning(*arguments: Any, **named: Any) -> Any:
+        named["_semantic"] = semantic
+        return member(*arguments, **named)
+
+    scope.set_attr(of, name, meaning)
 
 
 @cache

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import triton.language as tl
-from interpreter_speed import NUMPY_TYPE
+from interpreter_speed import ALIKE, NUMPY_TYPE
 from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 SCALARS = (*(tl.int1, tl.int8, tl.uint8, tl.int32, tl.int64, tl.uint64), tl.float16, tl.bfloat16)
@@ -44,3 +45,27 @@ def test_blocks_that_are_not_possible(shape: list[float], error: type[Exception]
 def test_an_overflow_was_never_reported() -> None:
     """Were the assertion on, leaving its condition out would lose a check."""
     assert not interpreter.interpreter_builder.options.debug
+
+
+def tensor_of(scalar: tl.dtype, shape: tuple[int, ...]) -> tl.tensor:
+    data = np.ones(shape, interpreter._get_np_dtype(scalar))
+    return tl.tensor(interpreter.TensorHandle(data, scalar), tl.block_type(scalar, [*shape]))
+
+
+@pytest.mark.parametrize("is_quotient", [False, True], ids=["sum", "quotient"])
+@pytest.mark.parametrize("other", [*SCALARS, tl.float32, 2, 2.5], ids=str)
+@pytest.mark.parametrize("one", [*SCALARS, tl.float32], ids=str)
+def test_operands_of_one_type(one: tl.dtype, other: object, is_quotient: bool) -> None:
+    """And of two: the same types, shapes and numbers, or the same refusal."""
+
+    def result(alike: object) -> object:
+        left = tensor_of(one, (2, 4))
+        right = tensor_of(other, (1, 4)) if isinstance(other, tl.dtype) else other
+        semantic = TritonSemantic(interpreter.interpreter_builder)
+        try:
+            both = alike(semantic, left, right, div_or_mod=is_quotient)
+        except (TypeError, AttributeError) as error:  # a number as a bfloat16 has no name
+            return str(error)
+        return [(x.type, x.dtype, x.handle.dtype, x.handle.data.tolist()) for x in both]
+
+    assert result(TritonSemantic.binary_op_type_checking_impl) == result(ALIKE)
