@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, module) {
   drope::register_attention_backward(module);
   drope::register_attention_decode(module);
   drope::register_attention_forward(module);
+  drope::register_attention_repeated(module);
   drope::register_build_info(module);
   drope::register_cpu_isa(module);
   drope::register_cuda(module);

@@ -13,6 +13,7 @@ from drope_kernels.backends.addresses import (
     packed_arguments,
     strided,
 )
+from drope_kernels.backends.repeated import RepeatedCall
 from drope_kernels.spec.layout import (
     empty_grad_scale,
     empty_gradients,
@@ -125,6 +126,11 @@ def backward(
     )
     del alive
     return grad_q, grad_k, grad_v, grad_scale
+
+
+def repeated(inputs: AttentionInputs) -> RepeatedCall | None:
+    """The call for other tensors like its own; it has no index tensors and no scale of rows."""
+    return RepeatedCall(inputs)
 
 
 def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor]:

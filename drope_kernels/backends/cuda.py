@@ -137,6 +137,10 @@ class CudaBackend:
         """Which of its kernels serve a call: the launch tells, selection does not."""
         return None
 
+    def repeated(self, inputs: AttentionInputs) -> None:
+        """A call for other tensors like its own: not on devices."""
+        return
+
     def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         q, k, v = inputs.q, inputs.k, inputs.v
@@ -271,3 +275,4 @@ _cuda = CudaBackend(
 )
 unavailable, supports, served_by = _cuda.unavailable, _cuda.supports, _cuda.served_by
 forward, backward, decode = _cuda.forward, _cuda.backward, _cuda.decode
+repeated = _cuda.repeated

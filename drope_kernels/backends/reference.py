@@ -38,6 +38,11 @@ def served_by(spec: AttentionSpec) -> str | None:
     return None
 
 
+def repeated(inputs: AttentionInputs) -> None:
+    """Nothing is gained by knowing a call before."""
+    return
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of everything between reading the inputs and rounding the results."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from drope_kernels.build import cuda_unavailable_reason
 from drope_kernels.spec.packed import Backward, Decode, Forward
-from drope_kernels.spec.spec import AttentionSpec
+from drope_kernels.spec.spec import AttentionInputs, AttentionSpec
 
 # Best first. A module of this name in drope_kernels.backends follows the `Backend` protocol.
 _ORDER = ("cuda", "triton", "cpu", "reference")
@@ -43,6 +43,10 @@ class Backend(Protocol):
 
     def served_by(self, spec: AttentionSpec) -> str | None:
         """Which of its kernels serve a call that it supports; None where there is one kind."""
+        ...
+
+    def repeated(self, inputs: AttentionInputs) -> Any:
+        """`call.repeat.Repeated` of a call without index tensors; None: it is checked each time."""
         ...
 
 

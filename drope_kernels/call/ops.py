@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from drope_kernels.call.check_values import check_values
+from drope_kernels.call.direct import may_go_directly
 from drope_kernels.call.dispatch import select
 from drope_kernels.call.unserved import refuse_unserved, served_window
 from drope_kernels.spec.layout import (
@@ -205,6 +206,13 @@ def _attention_bwd_fake(
     return *empty_gradients(inputs, out), dscale, softmax_state.new_empty(0)
 
 
+def attend(*arguments: Any) -> tuple[Tensor, ...]:
+    """`attention_fwd`, directly where the dispatcher would do nothing."""
+    if torch.compiler.is_compiling() or not may_go_directly(arguments):
+        return attention_fwd(*arguments)
+    return _Attention.apply(*arguments) if arguments[-2] else _attention_fwd(*arguments)
+
+
 class _Attention(torch.autograd.Function):
     """The autograd kernel of attention_fwd.
 
@@ -215,8 +223,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         q, k, v, *shared, _, ctx.backend = arguments
-        with torch._C._AutoDispatchBelowAutograd():
-            output = attention_fwd(q, k, v, *shared, True, ctx.backend)
+        if may_go_directly(arguments):
+            output = _attention_fwd(q, k, v, *shared, True, ctx.backend)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = attention_fwd(q, k, v, *shared, True, ctx.backend)
         out, _, softmax_state, q_prepared, k_prepared = output
         if q_prepared.shape == q.shape:
             q, k = q_prepared, k_prepared
@@ -240,10 +251,11 @@ class _Attention(torch.autograd.Function):
         need_grad_scale = ctx.needs_input_grad[3]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        results = (out, softmax_state)
-        dq, dk, dv, dscale, _ = attention_bwd(
-            grad_out, grad_lse, *results, q, k, v, *shared, need_grad_scale, False, ctx.backend
-        )
+        call = (grad_out, grad_lse, out, softmax_state, q, k, v, *shared)
+        # A gradient of these gradients is refused by the op's own autograd kernel.
+        direct = not torch.is_grad_enabled() and may_go_directly(call)
+        backward = _attention_bwd if direct else attention_bwd
+        dq, dk, dv, dscale, _ = backward(*call, need_grad_scale, False, ctx.backend)
         unused = [None] * (len(shared) + 1)  # all but scale_rows, and save_prepared, backend
         return dq, dk, dv, dscale if need_grad_scale else None, *unused
 

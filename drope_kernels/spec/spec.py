@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class AttentionInputs:
     rotation: Rotation | None
     cu_seqlens_q: Tensor | None = None  # (num_seqs + 1,) int32; packed calls only
     cu_seqlens_k: Tensor | None = None  # (num_seqs + 1,) int32
+
+    def with_operands(self, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
+        """The same call of other tensors."""
+        return replace(self, q=q, k=k, v=v)
 
 
 @dataclass(frozen=True)

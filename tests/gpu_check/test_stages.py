@@ -107,6 +107,7 @@ class Wrong:
     unavailable = staticmethod(lambda: None)
     supports = staticmethod(reference.supports)
     served_by = staticmethod(reference.served_by)
+    repeated = staticmethod(reference.repeated)
     backward = staticmethod(reference.backward)
 
     def __init__(self, name: str, fault: Any) -> None:

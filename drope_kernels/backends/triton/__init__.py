@@ -76,6 +76,10 @@ class TritonBackend:
         """Which of its kernels serve a call: the launch tells, selection does not."""
         return None
 
+    def repeated(self, inputs: AttentionInputs) -> None:
+        """A call for other tensors like its own: not on devices."""
+        return
+
     def forward(self, inputs: AttentionInputs, *, save_prepared: bool) -> ForwardResults:
         """out (B, Hq, Sq, Dv), lse (B, Hq, Sq), softmax_state, rotated q and k (0 unless kept)."""
         results: ForwardResults
@@ -138,3 +142,4 @@ def _unsupported(spec: AttentionSpec) -> str | None:
 _triton = TritonBackend()
 unavailable, supports, served_by = _triton.unavailable, _triton.supports, _triton.served_by
 forward, backward, decode = _triton.forward, _triton.backward, _triton.decode
+repeated = _triton.repeated

@@ -1,0 +1,116 @@
+"""CPU calls that differ from an earlier one in addresses only: nothing is read or chosen again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from drope_kernels import _C
+from drope_kernels.backends.addresses import call_arguments, strided
+from drope_kernels.spec.layout import (
+    empty_gradients,
+    empty_in_order_of,
+    empty_lse,
+    empty_softmax_state,
+)
+from drope_kernels.spec.spec import AttentionInputs
+
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class RepeatedCall:
+    """One validated dense call without index tensors, for other q, k, v laid out like its own."""
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self._inputs, self._rotates = inputs, inputs.rotation is not None
+        q, v = inputs.q, inputs.v
+        out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
+        self._out_shape, self._like_q = out.shape, False
+        if out.shape == q.shape:
+            self._like_q = torch.empty_like(q).stride() == out.stride()
+        # Tables of angles stay where they are as long as this call may come again.
+        arguments, self._alive = call_arguments(inputs)
+        self._forward = _C.RepeatedForward(**arguments, out=strided(out))
+        self._backward: _C.RepeatedBackward | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """out (B, Hq, Sq, Dv) and lse (B, Hq, Sq)."""
+        out = torch.empty_like(q) if self._like_q else empty_in_order_of(q, self._out_shape)
+        lse = torch.empty(q.shape[:3], dtype=torch.float32)
+        self._forward.run(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            0,
+            0,
+            0,
+            torch.get_num_threads(),
+        )
+        return out, lse
+
+    def forward_for_backward(self, q: Tensor, k: Tensor, v: Tensor) -> Prepared:
+        """out, lse, softmax_state, and q and k as backward takes them."""
+        out = torch.empty_like(q) if self._like_q else empty_in_order_of(q, self._out_shape)
+        lse, softmax_state = empty_lse(q), empty_softmax_state(q, needed=True)
+        q_prepared = q.new_empty(q.shape) if self._rotates else q
+        k_prepared = q.new_empty(k.shape) if self._rotates else k
+        self._forward.run(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            softmax_state.data_ptr(),
+            q_prepared.data_ptr() if self._rotates else 0,
+            k_prepared.data_ptr() if self._rotates else 0,
+            torch.get_num_threads(),
+        )
+        return out, lse, softmax_state, q_prepared, k_prepared
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        out: Tensor,
+        softmax_state: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk, dv of what `forward_for_backward` returned for these q, k, v."""
+        if grad_out.stride(-1) != 1:  # gradients of sums arrive expanded
+            grad_out = grad_out.contiguous()
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
+        inputs = self._inputs.with_operands(q, k, v)
+        grad_q, grad_k, grad_v = empty_gradients(inputs, out)
+        if self._backward is None:
+            arguments, alive = call_arguments(inputs)
+            self._alive += alive
+            self._backward = _C.RepeatedBackward(
+                **arguments,
+                out=strided(out),
+                grad_out=strided(grad_out),
+                softmax_state=0,
+                grad_lse=0,
+                grad_q=strided(grad_q),
+                grad_k=strided(grad_k),
+                grad_v=strided(grad_v),
+                grad_scale=0,
+            )
+        self._backward.run(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            softmax_state.data_ptr(),
+            *strided(grad_out),
+            0 if grad_lse is None else grad_lse.data_ptr(),
+            grad_q.data_ptr(),
+            grad_k.data_ptr(),
+            grad_v.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return grad_q, grad_k, grad_v
