@@ -28,6 +28,7 @@ class RepeatedCall:
         self._out_shape, self._like_q = out.shape, False
         if out.shape == q.shape:
             self._like_q = torch.empty_like(q).stride() == out.stride()
+        self._is_contiguous = all(x.is_contiguous() for x in (q, inputs.k, v))
         # Tables of angles stay where they are as long as this call may come again.
         arguments, self._alive = call_arguments(inputs)
         self._forward = _C.RepeatedForward(**arguments, out=strided(out))
@@ -84,10 +85,12 @@ class RepeatedCall:
             grad_out = grad_out.contiguous()
         if grad_lse is not None:
             grad_lse = grad_lse.contiguous()
-        inputs = self._inputs.with_operands(q, k, v)
-        grad_q, grad_k, grad_v = empty_gradients(inputs, out)
+        if self._is_contiguous:
+            grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        else:
+            grad_q, grad_k, grad_v = empty_gradients(self._inputs.with_operands(q, k, v), out)
         if self._backward is None:
-            arguments, alive = call_arguments(inputs)
+            arguments, alive = call_arguments(self._inputs.with_operands(q, k, v))
             self._alive += alive
             self._backward = _C.RepeatedBackward(
                 **arguments,
