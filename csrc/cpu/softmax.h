@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "attention_params.h"
@@ -36,6 +37,32 @@ DROPE_INLINE Vec exp2_for_bf16(Vec x) {
   p = fma(p, part, broadcast(0.693003833f));
   p = fma(p, part, broadcast(1.00000262f));
   return times_two_to_floor(p, x);
+}
+
+// log2 of positive numbers, absolute error 1e-7; 0, infinity and NaN stay as they are.
+DROPE_INLINE Vec log2(Vec x) {
+  constexpr float kTwoOverLn2 = 2.88539008177792681f;
+  constexpr uint32_t kRootOfHalf = 0x3f3504f3u;  // mantissas from there to twice as much
+  alignas(64) float lanes[kLanes];
+  store(lanes, x);
+  // A loop that a compiler turns into vectors, integer ones too, which Vec has no words for.
+  for (int i = 0; i < kLanes; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, lanes + i, sizeof bits);
+    const int32_t exponent = static_cast<int32_t>(bits - kRootOfHalf) >> 23;
+    bits -= static_cast<uint32_t>(exponent) << 23;
+    float mantissa;
+    std::memcpy(&mantissa, &bits, sizeof bits);
+    const float s = (mantissa - 1.0f) / (mantissa + 1.0f), s2 = s * s;
+    float p = kTwoOverLn2 / 9.0f;
+    p = p * s2 + kTwoOverLn2 / 7.0f;
+    p = p * s2 + kTwoOverLn2 / 5.0f;
+    p = p * s2 + kTwoOverLn2 / 3.0f;
+    p = p * s2 + kTwoOverLn2;
+    const float log2_x = static_cast<float>(exponent) + s * p;
+    lanes[i] = lanes[i] > 0.0f && lanes[i] < kInfinity ? log2_x : lanes[i];
+  }
+  return load(lanes);
 }
 
 // tanh with a relative error of a few ulp at every x: expm1(2|x|) is formed without cancellation.

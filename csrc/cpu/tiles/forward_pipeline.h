@@ -134,13 +134,15 @@ class Pipeline {
   // Of the current item, of queries 16 c and up.
   Vec largest_score(int c) const {
     const float* s = scratch_.scores + c * kTile;
-    Vec even = load(s), odd = load(s + kLanes);
-    for (int64_t key = 2; key < num_keys(); key += 2) {
-      const float* row = s + key / kTileRows * 2 * kTile + key % kTileRows * kLanes;
-      even = max(even, load(row));
-      odd = max(odd, load(row + kLanes));
+    Vec largest[4];
+    for (int i = 0; i < 4; ++i) largest[i] = load(s + i * kLanes);
+    for (int64_t key = 0; key < num_keys(); key += kTileRows, s += 2 * kTile) {
+#pragma GCC unroll 16
+      for (int64_t row = 0; row < kTileRows; ++row) {
+        largest[row % 4] = max(largest[row % 4], load(s + row * kLanes));
+      }
     }
-    return max(even, odd);
+    return max(max(largest[0], largest[1]), max(largest[2], largest[3]));
   }
 
   // Moves the references of the current item's rows to their largest scores.
