@@ -64,7 +64,8 @@ def attention(
 ) -> Array | tuple[Array, Array]:
     """softmax(scale * R q · R k) v in one fused pass, rotary or position-free.
 
-    Differentiable in q, k, v and a tensor scale, once; deterministic forward. Under autocast q, k
+    Differentiable in q, k, v and a tensor scale, once; deterministic forward, on the CPU with other
+    last bits where a call of few queries needs no gradient: it adds in another order. Under autocast q, k
     and v are cast to the autocast dtype. Accumulation, softmax and rotation are float32.
 
     Where it says tensor, arrays of one other library will do as well: NumPy, CuPy, JAX, anything

@@ -44,10 +44,10 @@ def ranges(draw: st.DrawFn, batch: int, seqlen_kv: int) -> tuple[tuple[int, ...]
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, most_queries: int = 90) -> Case:
     batch = draw(st.integers(1, 3))
     num_heads_kv, group = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    seqlen_q = draw(st.integers(1, 90))
+    seqlen_q = draw(st.integers(1, most_queries))
     seqlen_kv = draw(st.just(seqlen_q) | st.integers(1, 140))
     head_dim = draw(st.sampled_from((2, 8, 16, 20, 32, 40, 64, 72, 128)))
     kv_start, kv_end = None, None

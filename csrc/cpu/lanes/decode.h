@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "cpu/lanes/decode_splits.h"
+#include "cpu/lanes/few_queries.h"
 #include "cpu/lanes/forward.h"
 
 namespace drope::DROPE_ISA {
@@ -166,10 +166,6 @@ void append(const AttentionDecodeParams& p, const CpuOptions& options) {
     append_rows<Element>(p, task / p.num_heads_kv, task % p.num_heads_kv);
   });
 }
-
-// Of a head: forward has kLanes queries in a vector, however few there are, the splits multiply
-// query by query. They break even at 16 queries (AVX-512, 4096 keys, groups of 1, 4 and 8).
-inline constexpr int64_t kFewQueries = 3 * kLanes / 4;
 
 template <class Element, class Dot>
 void decode_elements(const AttentionDecodeParams& params, const CpuOptions& options) {

@@ -321,7 +321,7 @@ class DecodeSplits {
     }
     float total[kLanes];
     store(total, sum);
-    p_.lse[(batch * p_.num_heads_q + head) * p_.seqlen_q + row] =
+    p_.lse[(batch * p_.num_heads_q + head) * p_.head_rows_q() + row] =
         RowSoftmax{row_max, total[0]}.lse(scale, p_.softcap);
   }
 

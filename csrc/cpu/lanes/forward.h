@@ -8,6 +8,7 @@
 
 #include "cpu/attention_cpu.h"
 #include "cpu/lanes/attend.h"
+#include "cpu/lanes/few_queries.h"
 #include "cpu/parallel.h"
 #include "cpu/rotation_angles.h"
 #include "cpu/scratch.h"
@@ -182,14 +183,20 @@ class Forward {
   RotationAngles angles_;
 };
 
+template <class Element, class Dot>
+void forward_elements(const AttentionForwardParams& params, const CpuOptions& options) {
+  if (has_few_queries(params)) return attend_few_queries<Element, Dot>(params, options);
+  Forward<Element, Dot>(params, options).run();
+}
+
 inline void forward(const AttentionForwardParams& params, const CpuOptions& options) {
   switch (params.dtype) {
     case DType::kFloat32:
-      return Forward<Float32, DotFloat32>(params, options).run();
+      return forward_elements<Float32, DotFloat32>(params, options);
     case DType::kFloat16:
-      return Forward<Float16, DotFloat32>(params, options).run();
+      return forward_elements<Float16, DotFloat32>(params, options);
     case DType::kBFloat16:
-      return Forward<BFloat16, DotForBFloat16>(params, options).run();
+      return forward_elements<BFloat16, DotForBFloat16>(params, options);
   }
 }
 

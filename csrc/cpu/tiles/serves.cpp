@@ -7,7 +7,7 @@ namespace drope {
 namespace {
 
 constexpr int64_t kMaxTileHeadDim = 128;
-constexpr int64_t kMinTileQueries = 16;
+constexpr int64_t kMinTileQueries = 8;
 
 }  // namespace
 
@@ -16,7 +16,7 @@ const char* tiles_refusal(const TileCall& call) {
   if (call.head_dim > kMaxTileHeadDim || call.head_dim_v > kMaxTileHeadDim)
     return "tiles are for head_dim up to 128";
   if (call.softcap) return "tiles have no softcap";
-  if (call.seqlen_q < kMinTileQueries) return "fewer than 16 queries would leave tiles empty";
+  if (call.seqlen_q < kMinTileQueries) return "fewer than 8 queries would leave tiles empty";
   return nullptr;
 }
 

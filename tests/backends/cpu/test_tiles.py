@@ -17,7 +17,7 @@ from torch import Tensor
 from drope_kernels import _C, attention, explain
 
 HAS_AMX = "amx" in _C.cpu_isas()
-MIN_QUERIES = 16  # of a call that tiles serve
+MIN_QUERIES = 8  # of a call that tiles serve
 needs_amx = pytest.mark.skipif(not HAS_AMX, reason=_C.amx_refusal() or "it has AMX")
 
 
