@@ -64,9 +64,10 @@ def attention(
 ) -> Array | tuple[Array, Array]:
     """softmax(scale * R q · R k) v in one fused pass, rotary or position-free.
 
-    Differentiable in q, k, v and a tensor scale, once; deterministic forward, on the CPU with other
-    last bits where a call of few queries needs no gradient: it adds in another order. Under autocast q, k
-    and v are cast to the autocast dtype. Accumulation, softmax and rotation are float32.
+    Differentiable in q, k, v and a tensor scale, once; deterministic forward. On the CPU few
+    queries without gradient are summed in another order, so last bits may differ from a call with
+    one. Under autocast q, k and v are cast to the autocast dtype. Accumulation, softmax and
+    rotation are float32.
 
     Where it says tensor, arrays of one other library will do as well: NumPy, CuPy, JAX, anything
     with DLPack. That library's arrays come back, without a copy or a gradient on the way.

@@ -51,6 +51,8 @@ void register_cpu_isa(py::module_& module) {
       "cpu_isa", [] { return cpu_kernels().isa; },
       "The instruction set in use: forced, from DROPE_CPU_ISA, or the best. ValueError if the "
       "forced one is unknown or cannot run here.");
+  module.def("bf16_dots_come_first", &bf16_dots_come_first, py::arg("intel"),
+             "Whether avx512bf16 comes before avx512 on a CPU that has both.");
   module.def("set_cpu_isa", &force_cpu_isa, py::arg("name"),
              "Forces an instruction set; '' returns to DROPE_CPU_ISA or the best.");
   module.def("cpu_kernels_for", &cpu_kernels_for, py::arg("dtype"), py::arg("seqlen_q"),

@@ -31,6 +31,10 @@ struct CpuKernels {
   double (*multiply_add_peak)(DType dtype, double seconds);
 };
 
+// Whether bf16 dot products of vectors are preferred to float32 multiply-adds: of what is known of
+// CPUs that have both, a fact of who made them.
+bool bf16_dots_come_first(bool intel);
+
 // Instances that this machine can run, best first.
 std::vector<const CpuKernels*> supported_cpu_kernels();
 

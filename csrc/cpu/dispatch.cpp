@@ -48,8 +48,10 @@ std::vector<Candidate> candidates() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
   list.push_back({&amx::kernels, has_avx512 && amx_refusal(amx_facts()).empty()});
-  list.push_back({&avx512bf16::kernels, has_bf16});
+  const bool dots_first = bf16_dots_come_first(__builtin_cpu_is("intel"));
+  if (dots_first) list.push_back({&avx512bf16::kernels, has_bf16});
   list.push_back({&avx512::kernels, has_avx512});
+  if (!dots_first) list.push_back({&avx512bf16::kernels, has_bf16});
   list.push_back({&avx2::kernels, has_avx2});
   list.push_back({&scalar::kernels, true});
   list.push_back({&amx_emulated::kernels, has_avx2});
@@ -78,6 +80,10 @@ const CpuKernels& find(const std::string& name, const char* origin) {
 std::atomic<const CpuKernels*> chosen{nullptr};
 
 }  // namespace
+
+// On an Emerald Rapids vdpbf16ps does 86 GFLOP/s and a float32 FMA 172; on Zen 5 it does twice as
+// much as an FMA.
+bool bf16_dots_come_first(bool intel) { return !intel; }
 
 std::vector<const CpuKernels*> supported_cpu_kernels() {
   std::vector<const CpuKernels*> list;

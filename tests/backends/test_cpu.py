@@ -86,6 +86,16 @@ def test_isas_are_best_first_and_end_with_those_of_any_machine() -> None:
     assert _C.cpu_isa() == ISAS[0]
 
 
+def test_bf16_goes_to_float32_where_its_dot_products_are_slow() -> None:
+    assert _C.bf16_dots_come_first(intel=False)
+    assert not _C.bf16_dots_come_first(intel=True)
+    if {"avx512", "avx512bf16"} <= set(ISAS):
+        with open("/proc/cpuinfo", encoding="utf-8") as facts:
+            intel = "GenuineIntel" in facts.read()
+        before = ISAS.index("avx512bf16") < ISAS.index("avx512")
+        assert before == _C.bf16_dots_come_first(intel=intel)
+
+
 def test_unknown_isa_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"expected one of .*scalar.*, got 'sse9'"):
         _C.set_cpu_isa("sse9")
