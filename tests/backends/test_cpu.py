@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,8 +91,7 @@ def test_bf16_goes_to_float32_where_its_dot_products_are_slow() -> None:
     assert _C.bf16_dots_come_first(intel=False)
     assert not _C.bf16_dots_come_first(intel=True)
     if {"avx512", "avx512bf16"} <= set(ISAS):
-        with open("/proc/cpuinfo", encoding="utf-8") as facts:
-            intel = "GenuineIntel" in facts.read()
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
         before = ISAS.index("avx512bf16") < ISAS.index("avx512")
         assert before == _C.bf16_dots_come_first(intel=intel)
 
