@@ -12,6 +12,7 @@ import torch
 from calls import Call, make_call
 from cases import BY_NAME
 from checker import compare, peer_results, yardstick
+from growing_rows import check_growing_rows
 from torch import Tensor
 
 from drope_kernels import _C, attention, explain
@@ -87,18 +88,8 @@ def test_subnormal_numbers_are_numbers_again_after_a_call(isa: str) -> None:
     assert torch.tensor([1e-40]).mul(1.0).item() > 0.0
 
 
-def test_rows_that_grow_key_by_key(isa: str) -> None:
-    """Each block of keys outgrows the reference of those before: every one moves it."""
-    length, dim = 640, 64
-    q = torch.ones(1, 1, 32, dim, dtype=torch.bfloat16)
-    steps = torch.arange(length) // 64 * 4.0
-    k = steps[None, None, :, None].expand(1, 1, length, dim).bfloat16()
-    v = torch.randn(1, 1, length, dim, generator=torch.Generator().manual_seed(1)).bfloat16()
-    out, lse = attention(q, k, v, causal=False, return_lse=True)
-    scores = (q.double() @ k.double().mT) * dim**-0.5
-    expected = scores.softmax(-1) @ v.double()
-    torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=2**-9)
-    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
+def test_rows_that_grow_block_by_block(isa: str) -> None:
+    check_growing_rows()
 
 
 @pytest.mark.parametrize("isa_name", ["amx-emulated", *(["amx"] if HAS_AMX else [])])
