@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import platform
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch.utils.data import Subset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drope_kernels.build import build_info
 from drope_kernels.hf import DropState, drop_positions, export, load_model
@@ -31,18 +30,18 @@ from drope_kernels.recalibrate.checkpoints import (
 from drope_kernels.recalibrate.data import PackedRows
 from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
 from drope_kernels.recalibrate.packing import pack_documents
-from drope_kernels.recalibrate.preflight import (
-    MODEL,
-    RESULT,
-    SETTINGS,
-    RunPlan,
-    change_attention,
-    is_first_process,
-    num_devices,
-)
+from drope_kernels.recalibrate.preflight import RunPlan, change_attention
 from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
+from drope_kernels.recalibrate.run_folder import (
+    MODEL,
+    RESULT,
+    SETTINGS,
+    is_first_process,
+    num_devices,
+    write_json,
+)
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
 from drope_kernels.texts.windows import text_windows
 
@@ -70,15 +69,17 @@ def run_recalibration(plan: RunPlan, command: str) -> None:
 
 
 def _run(plan: RunPlan, command: str) -> None:
-    if is_first_process():
-        _write_settings(plan)
-    else:
+    settings = Settings(plan)
+    if not is_first_process():
         _wait_for_settings(plan.folder / SETTINGS)
+    elif not (plan.folder / SETTINGS).exists():
+        settings.write()
     data, held_out = packed_data(plan)
     watchers = observers(plan, held_out)
     model, teacher = prepared_model(plan)
-    result, begun_at = _train(plan, model, teacher, data, held_out, watchers)
+    result, begun_at = _train(plan, model, teacher, data, held_out, [settings, *watchers])
     if is_first_process():
+        settings.write()
         _note_recalibration(plan, model, result)
         _save_model(plan, model)
         write_json(plan.folder / RESULT, summary(plan, result, begun_at, command))
@@ -171,7 +172,7 @@ def _train(
     teacher: Any,
     data: PackedRows,
     held_out: PackedRows | None,
-    watchers: list[Observer],
+    beside: list[TrainerCallback],
 ) -> tuple[RecalibrationResult, int]:
     """What `recalibrate` returns, and the step where it began."""
     whole = checkpoints_of(plan.folder)
@@ -181,13 +182,14 @@ def _train(
     with contextlib.ExitStack() as cleanup:
         progress = TrainingProgress("recalibrate", lines=True)
         cleanup.callback(progress.close)
-        callbacks: list[TrainerCallback] = [*watchers, progress]
+        callbacks: list[TrainerCallback] = [*beside, progress]
         if plan.config.tensorboard and is_first_process():
             board = TensorBoard(plan.folder / EVENTS, after=begun_at)
             cleanup.callback(board.close)
             callbacks.insert(0, board)
-            for watcher in watchers:
-                watcher.board = board
+            for watcher in beside:
+                if isinstance(watcher, Observer):
+                    watcher.board = board
         result = recalibrate(
             model,
             data,
@@ -244,12 +246,14 @@ def _note_recalibration(plan: RunPlan, model: Any, result: RecalibrationResult) 
 
 
 def _save_model(plan: RunPlan, model: Any) -> None:
+    """In the place of an earlier one, of a shorter run or of a process that was killed."""
     target = plan.folder / MODEL
-    if target.exists():  # of a process that was killed before it wrote the result
-        shutil.rmtree(target)
     with naming_what_is_not_written(plan.folder, MODEL), written_whole(target) as partial:
         model.save_pretrained(partial)
         plan.tokenizer.save_pretrained(partial)
+        (plan.folder / RESULT).unlink(missing_ok=True)  # it tells of the model that goes
+        if target.exists():
+            shutil.rmtree(target)
 
 
 def summary(
@@ -291,10 +295,21 @@ def summary(
     }
 
 
-def _write_settings(plan: RunPlan) -> None:
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / RESULT).unlink(missing_ok=True)  # of a shorter run, which goes on
-    write_json(plan.folder / SETTINGS, asdict(plan.config))
+class Settings(TrainerCallback):
+    """settings.json, which a run that goes on replaces only when nothing can refuse it any more."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+
+    def write(self) -> None:
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.plan.folder / SETTINGS, asdict(self.plan.config))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.write()
 
 
 def _wait_for_settings(file: Path) -> None:
@@ -307,10 +322,3 @@ def _wait_for_settings(file: Path) -> None:
                 "see what that process said, and whether all of them see the same folder"
             )
         time.sleep(0.5)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".partial-{file.name}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)

@@ -1,0 +1,87 @@
+"""The folder of a run: who may write there, and that a refusal leaves it as it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from recalibrations import at, command, result, same, stop, weights, write_start
+
+from drope_kernels.cli import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return write_start(tmp_path_factory.mktemp("start"))
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes and when it was written."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("kept", [[], ["--save_steps", "1"]])
+@pytest.mark.parametrize("steps", ["1", "3"])
+def test_a_finished_run_of_another_length_is_refused(kept, steps, start, tmp_path, capsys):
+    """A cosine schedule has one length; without checkpoints there is nothing to go on from."""
+    out = tmp_path / "out"
+    assert main(command(start, out, *kept, steps="2")) == 0
+    before = contents(tmp_path)
+    assert main(command(start, out, *kept, steps=steps)) == 2
+    shown = capsys.readouterr().err
+    assert contents(tmp_path) == before
+    if kept:
+        assert f"lengths.steps was 2 and is {steps}" in shown
+    else:
+        assert f"another length of it: steps 2 there, {steps} here; choose" in shown
+    assert "choose another output_dir" in shown
+    assert main(command(start, tmp_path / "other", *kept, steps=steps)) == 0
+    assert main(command(start, out, *kept, steps="2")) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [["--batch_size", "2"], ["--gradient_accumulation", "2"]])
+def test_an_interrupted_run_with_other_steps_is_refused(
+    change, start, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        at(patch, 2, stop)
+        assert main(command(start, out, "--save_steps", "1", steps="3")) == 130
+    before = contents(tmp_path)
+    assert main(command(start, out, "--save_steps", "1", *change, steps="3")) == 2
+    assert f"settings.{change[0].removeprefix('--')} was" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_longer_run_keeps_the_shorter_one_until_it_is_done(start, tmp_path, monkeypatch):
+    """Interrupted, the result of the shorter one still tells of the model beside it."""
+    out, more = tmp_path / "out", ["--schedule", "constant", "--warmup", "1", "--save_steps", "1"]
+    assert main(command(start, out, *more, steps="2")) == 0
+    before = contents(out / "model") | {"result": result(out)}
+    with monkeypatch.context() as patch:
+        at(patch, 3, stop)
+        assert main(command(start, out, *more, steps="4")) == 130
+    assert contents(out / "model") | {"result": result(out)} == before
+    assert main(command(start, out, *more, steps="4")) == 0
+    assert result(out)["steps"] == 4
+    assert same(weights(out / "model"), weights(out / "checkpoint-4"))
+
+
+def test_a_run_that_the_data_refuses_leaves_the_settings(start, tmp_path, monkeypatch, capsys):
+    """Stopped before its first checkpoint, its tokens are those of another seed."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        at(patch, 1, stop)
+        assert main(command(start, out)) == 130
+    before = contents(out)
+    assert main(command(start, out, "--seed", "1")) == 1
+    assert "got a folder packed with different seed" in capsys.readouterr().err
+    assert contents(out) == before
+    assert json.loads((out / "settings.json").read_text())["seed"] == 0
