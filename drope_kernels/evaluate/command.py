@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.console.locks import alone_in, lock_beside
 from drope_kernels.console.signals import sigterm_raises
 
 FAILED, BAD_ARGUMENTS = 1, 2
@@ -58,32 +60,47 @@ def _run(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         from drope_kernels.console.progress import Progress
-        from drope_kernels.evaluate.run import evaluate, prepare
-        from drope_kernels.evaluate.terminal import print_report
+        from drope_kernels.evaluate.report import check_report_folder
+        from drope_kernels.evaluate.run import prepare
     except ImportError as error:
         return _fail(
             f"{error.name or error} is missing: pip install 'drope_kernels[eval]'",
             BAD_ARGUMENTS,
         )
-    console = Console(stderr=True)
+    out, console = arguments.out, Console(stderr=True)
+    with ExitStack() as lock:
+        try:
+            evaluation = _evaluation(arguments)
+            check_report_folder(out)
+            lock.enter_context(alone_in(out, argument="out", lock=lock_beside(out)))
+            with Progress(console) as progress:
+                prepared = prepare(evaluation, out, progress.bar())
+        except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
+            return _fail(str(error), BAD_ARGUMENTS)
+        except KeyboardInterrupt:
+            return _fail(f"interrupted; {out} was not touched", INTERRUPTED)
+        return _measured(prepared, arguments, console)
+
+
+def _measured(prepared: Any, arguments: argparse.Namespace, console: Any) -> int:
+    """The evaluation itself, to the status of its end."""
+    from rich.console import Console
+
+    from drope_kernels.console.progress import Progress
+    from drope_kernels.evaluate.run import evaluate
+    from drope_kernels.evaluate.terminal import print_report
+
+    out = arguments.out
     try:
-        evaluation = _evaluation(arguments)
         with Progress(console) as progress:
-            prepared = prepare(evaluation, arguments.out, progress.bar())
-    except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
-        return _fail(str(error), BAD_ARGUMENTS)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
-    try:
-        with Progress(console) as progress:
-            report = evaluate(prepared, arguments.out, _command(arguments), progress.bar())
+            report = evaluate(prepared, out, _command(arguments), progress.bar())
     except (ValueError, NotImplementedError, OSError, RuntimeError, MemoryError) as error:
-        return _fail(f"{error or 'out of memory'}; {_kept(error, arguments.out)}", FAILED)
+        return _fail(f"{error or 'out of memory'}; {_kept(error, out)}", FAILED)
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted; {_kept(error, arguments.out)}", INTERRUPTED)
+        return _fail(f"interrupted; {_kept(error, out)}", INTERRUPTED)
     shown = Console()
     print_report(report, shown if shown.is_terminal else Console(width=130))
-    print(f"everything is in {arguments.out}/")
+    print(f"everything is in {out}/")
     return 0
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from drope_kernels.console.locks import alone_in
 from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import Start, find_start
 from drope_kernels.recalibrate.checks import check_data, check_model, check_teacher
@@ -76,7 +77,7 @@ def recalibrate(
 
     Raises:
         ValueError: settings, data, model, teacher or checkpoint that do not fit together, before
-            any step; a damaged checkpoint, by its file.
+            any step; a damaged checkpoint, by its file; an output_dir that another process holds.
         TypeError: data that is a stream.
         FloatingPointError: loss or gradient are no longer numbers; that step is not taken.
         OSError: a checkpoint that cannot be written.
@@ -91,6 +92,8 @@ def recalibrate(
         cleanup.callback(model.eval)
         folder = _folder(config, cleanup)
         args = training_arguments(model, config, folder)
+        if config.output_dir is not None and args.process_index == 0:
+            cleanup.enter_context(alone_in(folder, argument="output_dir"))
         mentor = _mentor(model, teacher, config, args)
         identity, start = None, Start()
         if config.save_steps is not None or config.resume:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from drope_kernels.console.locks import INSIDE
 from drope_kernels.recalibrate.checkpoints import (
     PARTIAL_PREFIX,
     checkpoints_of,
@@ -60,7 +61,7 @@ def progress_of(config: RunConfig, recalibration: RecalibrationConfig) -> Progre
     if not folder.is_dir():
         raise ValueError(f"output_dir: expected a folder, got the file {folder}")
     if not (folder / SETTINGS).is_file():
-        if any(not file.name.startswith(PARTIAL_PREFIX) for file in folder.iterdir()):
+        if any(not file.name.startswith((PARTIAL_PREFIX, INSIDE)) for file in folder.iterdir()):
             raise ValueError(
                 f"output_dir: expected a new or empty folder, or that of this run, got {folder} "
                 "with other files; choose another"

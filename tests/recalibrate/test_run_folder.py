@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from held_folders import held_by_another
 from recalibrations import at, command, result, same, stop, weights, write_start
+from training import config, counting_rows, tiny_decoder
 
 from drope_kernels.cli import main
+from drope_kernels.recalibrate import command as command_module
+from drope_kernels.recalibrate import recalibrate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,3 +89,47 @@ def test_a_run_that_the_data_refuses_leaves_the_settings(start, tmp_path, monkey
     assert "got a folder packed with different seed" in capsys.readouterr().err
     assert contents(out) == before
     assert json.loads((out / "settings.json").read_text())["seed"] == 0
+
+
+def test_a_second_command_in_one_folder_is_refused(start, tmp_path, capsys):
+    """Whatever the first one has written yet; and what a killed one left is taken over."""
+    out, given = tmp_path / "out", command(start, tmp_path / "out", "--save_steps", "1", steps="2")
+    with held_by_another(out) as pid:
+        before = contents(tmp_path)
+        assert main(given) == 2
+        assert f"held by process {pid} on" in capsys.readouterr().err
+        assert contents(tmp_path) == before
+    assert main(given) == 0
+    assert not (out / ".lock").exists()
+    with held_by_another(out):
+        before = contents(tmp_path)
+        assert main(given) == 0  # finished: nothing is written
+        assert main([*given, "--export", str(tmp_path / "plain")]) == 2
+        assert contents(tmp_path) == before
+
+
+def test_the_folder_of_a_call_is_its_own_too(tmp_path):
+    settings = config(steps=2, save_steps=1, output_dir=str(tmp_path / "out"))
+    with held_by_another(tmp_path / "out"):
+        with pytest.raises(ValueError, match="output_dir: expected a folder that no other command"):
+            recalibrate(tiny_decoder(), counting_rows(), settings, description=None)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    recalibrate(tiny_decoder(), counting_rows(), settings, description=None)
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_what_was_written_meanwhile_is_judged(start, tmp_path, monkeypatch, capsys):
+    """Between the first look at the folder and its lock another command ran to its end."""
+    out, stock = tmp_path / "out", command_module.plan_run
+
+    def plan_and_be_late(config):
+        plan = stock(config)
+        monkeypatch.setattr(command_module, "plan_run", stock)
+        assert main(command(start, out, steps="2")) == 0
+        return plan
+
+    monkeypatch.setattr(command_module, "plan_run", plan_and_be_late)
+    assert main(command(start, out, steps="3")) == 2
+    assert "another length of it: steps 2 there, 3 here" in capsys.readouterr().err
+    assert result(out)["steps"] == 2
