@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from drope_kernels.console.locks import alone_in, lock_beside
+from drope_kernels.console.paths import user_path
 
 FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -16,7 +17,10 @@ INTERRUPTED = 130  # the shell's status for Ctrl-C
 def add_demo_command(parser: argparse.ArgumentParser) -> None:
     """Options of `drope demo`."""
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder of the report (default: report)"
+        "--out",
+        type=user_path,
+        default=Path("report"),
+        help="folder of the report (default: report)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="every stage for a moment only")

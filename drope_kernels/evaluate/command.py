@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drope_kernels.console.locks import alone_in, lock_beside
+from drope_kernels.console.paths import user_path
 from drope_kernels.console.signals import sigterm_raises
 
 FAILED, BAD_ARGUMENTS = 1, 2
@@ -28,10 +29,10 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="directory or .gguf file, [:NAME]")
     add = parser.add_argument
-    add("--text", type=Path, nargs="+", required=True, help="text, JSONL or Parquet files")
+    add("--text", type=user_path, nargs="+", required=True, help="text, JSONL or Parquet files")
     add("--text-column", default="text", help="of JSONL and Parquet (default: text)")
     add("--compare", action="append", default=[], metavar="MODEL", help="another model; repeatable")
-    add("--tokenizer", type=Path, help="directory of a tokenizer (default: MODEL's)")
+    add("--tokenizer", type=user_path, help="directory of a tokenizer (default: MODEL's)")
     add("--lengths", default="1x,2x,4x", help="tokens, or training lengths (default: 1x,2x,4x)")
     add("--train-length", type=int, help="context of the last training (default: the config's)")
     add("--methods", help="as_is,pi,ntk,dynamic_ntk,yarn,dropped,drope_temperature (default: all)")
@@ -45,7 +46,7 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--device", help="default: cuda where there is a GPU, else cpu")
     add("--max-tokens", type=int, default=8192, help="of text in one call (default: 8192)")
-    add("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    add("--out", type=user_path, default=Path("evaluation"), help="folder (default: evaluation)")
     parser.set_defaults(run=evaluate_command)
 
 
@@ -148,6 +149,7 @@ def _evaluation(arguments: argparse.Namespace) -> Any:
 
 def _named(word: str) -> tuple[str, Path]:
     """PATH or PATH:NAME; a path that exists is one, whatever it contains."""
+    word = str(user_path(word))
     path, colon, name = word.rpartition(":")
     if not colon or Path(word).exists() or "/" in name:
         path = word

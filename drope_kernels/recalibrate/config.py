@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from drope_kernels.console.paths import user_path
+
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
@@ -53,6 +55,8 @@ class RecalibrationConfig:
     tensorboard: bool = False  # event files in output_dir/runs
 
     def __post_init__(self) -> None:
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", str(user_path(self.output_dir)))
         self._check_counts()
         self._check_ranges()
         if (self.steps is None) == (self.tokens is None):

@@ -40,6 +40,7 @@ from drope_kernels.recalibrate.run_folder import (
     SETTINGS,
     is_first_process,
     num_devices,
+    settings_record,
     write_json,
 )
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
@@ -303,7 +304,7 @@ class Settings(TrainerCallback):
 
     def write(self) -> None:
         self.plan.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.plan.folder / SETTINGS, asdict(self.plan.config))
+        write_json(self.plan.folder / SETTINGS, settings_record(self.plan.config))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

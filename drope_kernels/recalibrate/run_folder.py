@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drope_kernels.console.locks import INSIDE
+from drope_kernels.console.paths import user_path
 from drope_kernels.recalibrate.checkpoints import (
     PARTIAL_PREFIX,
     checkpoints_of,
@@ -17,9 +18,11 @@ from drope_kernels.recalibrate.checkpoints import (
 )
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.identity import check_continues, settings_of
-from drope_kernels.recalibrate.run_config import RunConfig
+from drope_kernels.recalibrate.run_config import PATHS, RunConfig
 
 SETTINGS, RESULT, MODEL, DATA = "settings.json", "result.json", "model", "data"
+
+_PLACES = "places"  # in settings.json, of what may be spelled in many ways
 
 Progress = Literal["new", "begun", "finished"]
 
@@ -28,7 +31,15 @@ _LENGTHS = ("batch_size", "gradient_accumulation", "steps", "tokens")
 _FREE = frozenset(
     {
         *("activation_checkpointing", "compile", "cpu", "loss_chunk", "sharded"),
-        *("data_cache", "log_steps", "eval_steps", "eval_rows", "save_steps", "keep_checkpoints"),
+        *(
+            "output_dir",
+            "data_cache",
+            "log_steps",
+            "eval_steps",
+            "eval_rows",
+            "save_steps",
+            "keep_checkpoints",
+        ),
         *("samples", "sample_steps", "sample_tokens"),
         *("length_sweep", "sweep_steps", "sweep_windows", "tensorboard", "resume", "export"),
         *_LENGTHS,  # checkpoints judge them
@@ -81,18 +92,37 @@ def progress_of(config: RunConfig, recalibration: RecalibrationConfig) -> Progre
     return progress
 
 
+def settings_record(config: RunConfig) -> dict[str, Any]:
+    """The content of settings.json: what was given, and where its paths lead."""
+    return {**asdict(config), _PLACES: {name: _place(getattr(config, name)) for name in PATHS}}
+
+
 def _check_settings(config: RunConfig, folder: Path) -> None:
     before, now = read_json(folder / SETTINGS), asdict(config)
     others = [
         f"{name} {before.get(name)} there, {now[name]} here"
         for name in now
-        if name not in _FREE and before.get(name) != now[name]
+        if name not in _FREE and not _same(name, before, now)
     ]
     if others:
         raise ValueError(
             f"output_dir: expected a new or empty folder, or that of this run, got {folder}, which "
             f"holds another: {'; '.join(others)}; choose another folder"
         )
+
+
+def _same(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a setting means the same; paths from here, or from where the run began."""
+    if name not in PATHS:
+        return bool(before.get(name) == now[name])
+    return _place(now[name]) in (_place(before.get(name)), before.get(_PLACES, {}).get(name))
+
+
+def _place(value: Any) -> Any:
+    """Of a path, of each of a list, or None."""
+    if isinstance(value, list):
+        return [_place(path) for path in value]
+    return None if value is None else str(user_path(value).resolve())
 
 
 def _check_parent(folder: Path) -> None:

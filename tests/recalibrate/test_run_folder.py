@@ -6,7 +6,7 @@ import json
 
 import pytest
 from held_folders import held_by_another
-from recalibrations import at, command, result, same, stop, weights, write_start
+from recalibrations import CONTEXT, at, command, result, same, stop, weights, write_start
 from training import config, counting_rows, tiny_decoder
 
 from drope_kernels.cli import main
@@ -133,3 +133,81 @@ def test_what_was_written_meanwhile_is_judged(start, tmp_path, monkeypatch, caps
     assert main(command(start, out, steps="3")) == 2
     assert "another length of it: steps 2 there, 3 here" in capsys.readouterr().err
     assert result(out)["steps"] == 2
+
+
+def spelled(given, **paths):
+    """The command line with other values of some options."""
+    given = list(given)
+    for name, value in paths.items():
+        given[given.index(f"--{name}") + 1] = value
+    return given
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_another_spelling_of_its_paths_is_the_same_run(
+    stopped, start, tmp_path, monkeypatch, capsys
+):
+    """From where it began, and from elsewhere; what is at another place is another run."""
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("model", "texts"):
+        (tmp_path / name).symlink_to(start / name)
+    monkeypatch.chdir(tmp_path)
+    given = command(start, "out", "--save_steps", "1", steps="3")
+    with monkeypatch.context() as patch:
+        if stopped:
+            at(patch, 2, stop)
+        first = spelled(given, model="model", data="texts")
+        assert main(first) == (130 if stopped else 0)
+    capsys.readouterr()
+    told = "going on from" if stopped else "finished before"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(spelled(given, model="model", data="texts", output_dir="../out")) == 2
+    before = contents(tmp_path / "out")
+    assert main(spelled(given, output_dir="../out", data=str(start))) == 2
+    assert f"which holds another: data ['texts'] there, ['{start}'] here" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+    assert main(spelled(given, model="../model/", data="../texts", output_dir="../out")) == 0
+    assert told in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(spelled(given, model="./model", data="texts/", output_dir="./out/")) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_home_is_one_place_however_it_is_written(start, tmp_path, monkeypatch, capsys):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    for name in ("model", "texts"):
+        (home / name).symlink_to(start / name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    (here / "run.yaml").write_text(
+        "model: ~/model\ndata: [~/texts]\noutput_dir: ~/run\ndata_cache: ~/tokens\n"
+        "export: ~/plain\nvalidation_share: 0.25\ncpu: true\nsave_steps: 1\nsteps: 3\n"
+        f"batch_size: 4\ncontext_length: {CONTEXT}\n"
+    )
+    with monkeypatch.context() as patch:
+        at(patch, 2, stop)
+        assert main(["recalibrate", "run.yaml"]) == 130
+    assert main(["recalibrate", "run.yaml", "--output_dir=~/run"]) == 0
+    assert f"going on from {home / 'run' / 'checkpoint-1'}" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["run.yaml"]
+    assert {path.name for path in home.iterdir()} == {"model", "texts", "run", "tokens", "plain"}
+    assert result(home / "run")["seconds_cover"] == "steps 2 to 3"
+    assert main(["recalibrate", "run.yaml", "--output_dir", str(home / "run")]) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_the_home_of_a_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    settings = config(steps=2, save_steps=1, output_dir="~/out", resume=True)
+    for _ in range(2):
+        result = recalibrate(tiny_decoder(), counting_rows(), settings, description=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert {path.name for path in (tmp_path / "home" / "out").iterdir()} == {
+        "checkpoint-1",
+        "checkpoint-2",
+    }
+    result.model.save("~/model.safetensors")
+    assert (tmp_path / "home" / "model.safetensors").is_file()
