@@ -83,7 +83,7 @@ def progress_of(config: RunConfig, recalibration: RecalibrationConfig) -> Progre
     if not config.resume:
         raise ValueError(
             f"output_dir: expected a new or empty folder without resume, got {folder}, which holds "
-            "a run; delete it, or leave out --no_resume to go on with it"
+            "a run; delete it, or give --resume true to go on with it"
         )
     _check_settings(config, folder)
     progress = _begun_or_finished(config, folder)
@@ -169,9 +169,11 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
+        remedy = "choose another output_dir"
+        if file.name == RESULT:
+            remedy = f"delete it, and the run ends anew, or {remedy}"
         raise ValueError(
-            f"{file}: expected what an earlier run wrote, got no JSON ({error}); delete the file "
-            "if the folder is this run's, or choose another output_dir"
+            f"{file}: expected what an earlier run wrote, got no JSON ({error}); {remedy}"
         ) from error
 
 

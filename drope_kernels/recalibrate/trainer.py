@@ -173,18 +173,18 @@ class WeightedTrainer(CheckpointedTrainer):
         """The last look before the optimiser's step."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self._tr_loss)
+        whole = checkpoints_of(Path(self.args.output_dir))
+        kept = f", {whole[-1]} is whole" if whole else ""
+        # a checkpoint is continued with its own settings only
+        place = ", in another output_dir" if whole else ""
         for name, value in (("loss", loss), ("gradient's norm", float(norm))):
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the training {name} is {value} at step {self.state.global_step + 1}, which "
-                    f"is not taken{self._where_to_resume()}; lower learning_rate, lengthen "
-                    "warmup, or add QK-norm"
+                    f"is not taken{kept}; lower learning_rate, lengthen warmup, or add QK-norm"
+                    f"{place}"
                 )
         return norm
-
-    def _where_to_resume(self) -> str:
-        whole = checkpoints_of(Path(self.args.output_dir))
-        return f", {whole[-1]} is whole" if whole else ""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """With tokens seen and tokens per second over all devices, and the parts of the loss."""
