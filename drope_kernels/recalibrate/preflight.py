@@ -15,6 +15,7 @@ from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kern
 from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
 from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.environment import check_engines
 from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
 from drope_kernels.recalibrate.run_folder import DATA, Progress, num_devices, progress_of
@@ -54,6 +55,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         NotImplementedError: a model of a family that the kernels or the drop do not know.
         ImportError: a package that a setting needs.
     """
+    check_engines()
     tokenizer = load_tokenizer(str(config.model))
     model_config = read_config(str(config.model))
     _check_tokenizer(tokenizer, model_config)

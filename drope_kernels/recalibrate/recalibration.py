@@ -22,6 +22,7 @@ from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import Columns, collate
 from drope_kernels.recalibrate.distillation import Teacher
 from drope_kernels.recalibrate.distributed import ShardedTrainer
+from drope_kernels.recalibrate.environment import check_engines, settings_rule
 from drope_kernels.recalibrate.identity import RunIdentity
 from drope_kernels.recalibrate.objective import check_parts, losses_from_forward
 from drope_kernels.recalibrate.progress import TrainingProgress
@@ -58,6 +59,7 @@ def recalibrate(
     """Train `model` in place on next-token prediction and return it in eval mode.
 
     The same call pretrains, recalibrates after `drop_positions()`, and continues the control.
+    What accelerate's variables in the environment say of precision or compilation does not count.
     The seed is set for Python, numpy and torch as a whole. With `config.resume` it goes on from
     the last checkpoint in `config.output_dir`, as if it had never stopped.
 
@@ -88,8 +90,10 @@ def recalibrate(
     check_data(data, eval_data, config)
     check_model(model, data, eval_data, config)
     check_teacher(teacher, config)
+    check_engines()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(model.eval)
+        cleanup.enter_context(settings_rule())
         folder = _folder(config, cleanup)
         args = training_arguments(model, config, folder)
         if config.output_dir is not None and args.process_index == 0:
