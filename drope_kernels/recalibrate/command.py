@@ -18,10 +18,11 @@ from drope_kernels.console.signals import sigterm_raises
 from drope_kernels.hf.verify import VerificationError
 from drope_kernels.recalibrate.checkpoints import checkpoints_of
 from drope_kernels.recalibrate.distributed import leave_process_group
+from drope_kernels.recalibrate.environment import is_first_process
 from drope_kernels.recalibrate.preflight import RunPlan, plan_run
 from drope_kernels.recalibrate.run import run_recalibration, say, tell
 from drope_kernels.recalibrate.run_config import list_recipes, read_run_config, run_config_parser
-from drope_kernels.recalibrate.run_folder import MODEL, RESULT, is_first_process, progress_of
+from drope_kernels.recalibrate.run_folder import MODEL, RESULT, progress_of
 
 FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C

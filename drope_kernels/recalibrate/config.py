@@ -123,6 +123,14 @@ class RecalibrationConfig:
         assert self.tokens is not None  # __post_init__ made sure
         return math.ceil(self.tokens / (self.tokens_per_step * devices))
 
+    def tokens_read(self, steps: int, rows: int, devices: int = 1) -> int:
+        """Input tokens of so many steps over `rows`: the last step of a pass takes what is left."""
+        batches = rows // self.batch_size // devices  # of a pass, on each device
+        steps_per_pass = math.ceil(batches / self.gradient_accumulation)
+        passes, rest = divmod(steps, max(steps_per_pass, 1))
+        read = passes * batches + rest * self.gradient_accumulation
+        return read * self.batch_size * self.context_length * devices
+
     def warmup_steps(self, total_steps: int) -> int:
         if isinstance(self.warmup, int):
             return min(self.warmup, total_steps)

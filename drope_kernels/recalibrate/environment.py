@@ -1,4 +1,4 @@
-"""What accelerate reads from the environment, and `accelerate launch` writes there.
+"""What launchers write into the environment: the processes, and much that accelerate reads.
 
 A run's settings say how it computes, and its checkpoints hold it to that. A precision, a compiler
 or an engine that came from the environment would be in no record, and another one on resume.
@@ -25,6 +25,15 @@ _RULED = (
     "ACCELERATE_GRADIENT_",
     "ACCELERATE_MIXED_PRECISION",
 )
+
+
+def num_devices() -> int:
+    """Processes of this run, one per device, as torchrun and accelerate tell them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_engines() -> None:

@@ -15,10 +15,10 @@ from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kern
 from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
 from drope_kernels.recalibrate.config import RecalibrationConfig
-from drope_kernels.recalibrate.environment import check_engines
+from drope_kernels.recalibrate.environment import check_engines, num_devices
 from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
-from drope_kernels.recalibrate.run_folder import DATA, Progress, num_devices, progress_of
+from drope_kernels.recalibrate.run_folder import DATA, Progress, progress_of
 from drope_kernels.texts.documents import Documents, read_documents
 
 # Their frequencies depend on the length of the input.

@@ -22,7 +22,7 @@ from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import Columns, collate
 from drope_kernels.recalibrate.distillation import Teacher
 from drope_kernels.recalibrate.distributed import ShardedTrainer
-from drope_kernels.recalibrate.environment import check_engines, settings_rule
+from drope_kernels.recalibrate.environment import check_engines, num_devices, settings_rule
 from drope_kernels.recalibrate.identity import RunIdentity
 from drope_kernels.recalibrate.objective import check_parts, losses_from_forward
 from drope_kernels.recalibrate.progress import TrainingProgress
@@ -40,7 +40,7 @@ class RecalibrationResult:
 
     model: nn.Module
     steps: int
-    tokens: int  # input tokens over all devices
+    tokens: int  # input tokens that were read, over all devices
     seconds: float  # of this call: training, evaluation and checkpoints; without set-up
     train_loss: float  # mean over the run, nats per weighted target
     history: list[dict[str, float]]
@@ -87,7 +87,7 @@ def recalibrate(
     An interrupt (KeyboardInterrupt) passes through; finished checkpoints in `config.output_dir`
     stay, an unfinished one is removed.
     """
-    check_data(data, eval_data, config)
+    check_data(data, eval_data, config, num_devices())
     check_model(model, data, eval_data, config)
     check_teacher(teacher, config)
     check_engines()
@@ -178,7 +178,7 @@ def _run(trainer: WeightedTrainer, start: Start, model: nn.Module) -> Recalibrat
     return RecalibrationResult(
         model=model,
         steps=steps,
-        tokens=steps * trainer.tokens_per_step,
+        tokens=trainer.clock.tokens_in_all,
         seconds=time.perf_counter() - clock,
         train_loss=trainer.mean_loss(),
         history=trainer.state.log_history,

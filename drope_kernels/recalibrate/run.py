@@ -28,6 +28,7 @@ from drope_kernels.recalibrate.checkpoints import (
     step_of,
 )
 from drope_kernels.recalibrate.data import PackedRows
+from drope_kernels.recalibrate.environment import is_first_process, num_devices
 from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import RunPlan, change_attention
@@ -38,8 +39,6 @@ from drope_kernels.recalibrate.run_folder import (
     MODEL,
     RESULT,
     SETTINGS,
-    is_first_process,
-    num_devices,
     settings_record,
     write_json,
 )
@@ -120,16 +119,26 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         f"{counts[0]} tokens to train on in {len(train):,} rows of {plan.context_length}, "
         f"{counts[1]} held out"
     )
-    passes = (
-        plan.recalibration.total_steps(num_devices())
-        * plan.config.tokens_per_step(plan.context_length, num_devices())
-        / (len(train) * plan.context_length)
-    )
-    if passes > 1.5:
-        say(f"the run reads its text {passes:.1f} times: watch the validation loss")
+    tell_what_is_read(plan, len(train))
     if plan.config.eval_steps is None and not plan.config.length_sweep:
         return train, None
     return train, _rows(plan, folder, "validation")
+
+
+def tell_what_is_read(plan: RunPlan, rows: int) -> None:
+    """Where it is not what one would think."""
+    config, devices = plan.recalibration, num_devices()
+    steps = config.total_steps(devices)
+    read, asked = config.tokens_read(steps, rows, devices), steps * config.tokens_per_step * devices
+    if read < asked:
+        say(
+            f"{rows:,} rows end every pass with a shorter step: {steps:,} steps read {read:,} "
+            f"tokens, not {asked:,}; lower gradient_accumulation or sequences_per_step, or give "
+            "more text"
+        )
+    passes = read / (rows * plan.context_length)
+    if passes > 1.5:
+        say(f"the run reads its text {passes:.1f} times: watch the validation loss")
 
 
 def _rows(plan: RunPlan, folder: PackedFolder, split: Any) -> PackedRows:

@@ -17,6 +17,7 @@ from drope_kernels.recalibrate.checkpoints import (
     step_of,
 )
 from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.environment import is_first_process, num_devices
 from drope_kernels.recalibrate.identity import check_continues, settings_of
 from drope_kernels.recalibrate.run_config import PATHS, RunConfig
 
@@ -45,15 +46,6 @@ _FREE = frozenset(
         *_LENGTHS,  # checkpoints judge them
     }
 )
-
-
-def num_devices() -> int:
-    """Processes of this run, one per device, as torchrun and accelerate tell them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def progress_of(config: RunConfig, recalibration: RecalibrationConfig) -> Progress:
