@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -22,14 +21,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from drope_kernels.build import build_info
 from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
-from drope_kernels.recalibrate.checkpoints import (
-    checkpoints_of,
-    naming_what_is_not_written,
-    step_of,
-)
+from drope_kernels.recalibrate.checkpoints import checkpoints_of, step_of
 from drope_kernels.recalibrate.data import PackedRows
 from drope_kernels.recalibrate.environment import is_first_process, num_devices
-from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
+from drope_kernels.recalibrate.packed_folder import PackedFolder
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import RunPlan, change_attention
 from drope_kernels.recalibrate.progress import TrainingProgress
@@ -43,6 +38,7 @@ from drope_kernels.recalibrate.run_folder import (
     write_json,
 )
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+from drope_kernels.recalibrate.saving import reserved_room, save_model
 from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
@@ -77,11 +73,15 @@ def _run(plan: RunPlan, command: str) -> None:
     data, held_out = packed_data(plan)
     watchers = observers(plan, held_out)
     model, teacher = prepared_model(plan)
-    result, begun_at = _train(plan, model, teacher, data, held_out, [settings, *watchers])
+    with contextlib.ExitStack() as room:
+        if is_first_process():
+            kept = plan.config.save_steps is not None
+            room.enter_context(reserved_room(plan.folder, model, checkpoints=kept))
+        result, begun_at = _train(plan, model, teacher, data, held_out, [settings, *watchers])
     if is_first_process():
         settings.write()
         _note_recalibration(plan, model, result)
-        _save_model(plan, model)
+        save_model(plan.folder, model, plan.tokenizer, result.steps)
         write_json(plan.folder / RESULT, summary(plan, result, begun_at, command))
         say(f"{result.steps} steps, {result.tokens:,} tokens; {plan.folder / MODEL}")
 
@@ -253,17 +253,6 @@ def _note_recalibration(plan: RunPlan, model: Any, result: RecalibrationResult) 
     if earlier is not None:
         facts["before"] = earlier
     replace(state, notes={**state.notes, "recalibration": facts}).into_config(model.config)
-
-
-def _save_model(plan: RunPlan, model: Any) -> None:
-    """In the place of an earlier one, of a shorter run or of a process that was killed."""
-    target = plan.folder / MODEL
-    with naming_what_is_not_written(plan.folder, MODEL), written_whole(target) as partial:
-        model.save_pretrained(partial)
-        plan.tokenizer.save_pretrained(partial)
-        (plan.folder / RESULT).unlink(missing_ok=True)  # it tells of the model that goes
-        if target.exists():
-            shutil.rmtree(target)
 
 
 def summary(
