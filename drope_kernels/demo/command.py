@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+
+from drope_kernels.console.locks import alone_in, lock_beside
+from drope_kernels.console.paths import user_path
 
 FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -13,7 +17,10 @@ INTERRUPTED = 130  # the shell's status for Ctrl-C
 def add_demo_command(parser: argparse.ArgumentParser) -> None:
     """Options of `drope demo`."""
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder of the report (default: report)"
+        "--out",
+        type=user_path,
+        default=Path("report"),
+        help="folder of the report (default: report)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="every stage for a moment only")
@@ -48,22 +55,25 @@ def demo(arguments: argparse.Namespace) -> int:
         "pretrain_steps": arguments.steps,
         "recalibration_steps": arguments.recalibration_steps,
     }
-    try:
-        config = DemoConfig(**{k: v for k, v in chosen.items() if v is not None})
-        config = config.quick() if arguments.quick else config
-        processes = arguments.processes or default_lanes()
-        check_demo(config, arguments.out, processes)
-    except ValueError as error:
-        print(f"drope demo: {error}", file=sys.stderr)
-        return BAD_ARGUMENTS
-    try:
-        run_demo(config, arguments.out, processes, _command(arguments, processes))
-    except LaneError as error:
-        print(f"drope demo: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {arguments.out} was not touched", file=sys.stderr)
-        return INTERRUPTED
+    out = arguments.out
+    with ExitStack() as lock:
+        try:
+            config = DemoConfig(**{k: v for k, v in chosen.items() if v is not None})
+            config = config.quick() if arguments.quick else config
+            processes = arguments.processes or default_lanes()
+            check_demo(config, out, processes)
+            lock.enter_context(alone_in(out, argument="out", lock=lock_beside(out)))
+        except (ValueError, OSError) as error:
+            print(f"drope demo: {error}", file=sys.stderr)
+            return BAD_ARGUMENTS
+        try:
+            run_demo(config, out, processes, _command(arguments, processes))
+        except LaneError as error:
+            print(f"drope demo: {error}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; {out} was not touched", file=sys.stderr)
+            return INTERRUPTED
     return 0
 
 

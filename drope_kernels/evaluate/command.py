@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.console.locks import alone_in, lock_beside
+from drope_kernels.console.paths import user_path
 from drope_kernels.console.signals import sigterm_raises
 
 FAILED, BAD_ARGUMENTS = 1, 2
@@ -26,10 +29,10 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="directory or .gguf file, [:NAME]")
     add = parser.add_argument
-    add("--text", type=Path, nargs="+", required=True, help="text, JSONL or Parquet files")
+    add("--text", type=user_path, nargs="+", required=True, help="text, JSONL or Parquet files")
     add("--text-column", default="text", help="of JSONL and Parquet (default: text)")
     add("--compare", action="append", default=[], metavar="MODEL", help="another model; repeatable")
-    add("--tokenizer", type=Path, help="directory of a tokenizer (default: MODEL's)")
+    add("--tokenizer", type=user_path, help="directory of a tokenizer (default: MODEL's)")
     add("--lengths", default="1x,2x,4x", help="tokens, or training lengths (default: 1x,2x,4x)")
     add("--train-length", type=int, help="context of the last training (default: the config's)")
     add("--methods", help="as_is,pi,ntk,dynamic_ntk,yarn,dropped,drope_temperature (default: all)")
@@ -43,7 +46,7 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--device", help="default: cuda where there is a GPU, else cpu")
     add("--max-tokens", type=int, default=8192, help="of text in one call (default: 8192)")
-    add("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    add("--out", type=user_path, default=Path("evaluation"), help="folder (default: evaluation)")
     parser.set_defaults(run=evaluate_command)
 
 
@@ -58,32 +61,47 @@ def _run(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         from drope_kernels.console.progress import Progress
-        from drope_kernels.evaluate.run import evaluate, prepare
-        from drope_kernels.evaluate.terminal import print_report
+        from drope_kernels.evaluate.report import check_report_folder
+        from drope_kernels.evaluate.run import prepare
     except ImportError as error:
         return _fail(
             f"{error.name or error} is missing: pip install 'drope_kernels[eval]'",
             BAD_ARGUMENTS,
         )
-    console = Console(stderr=True)
+    out, console = arguments.out, Console(stderr=True)
+    with ExitStack() as lock:
+        try:
+            evaluation = _evaluation(arguments)
+            check_report_folder(out)
+            lock.enter_context(alone_in(out, argument="out", lock=lock_beside(out)))
+            with Progress(console) as progress:
+                prepared = prepare(evaluation, out, progress.bar())
+        except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
+            return _fail(str(error), BAD_ARGUMENTS)
+        except KeyboardInterrupt:
+            return _fail(f"interrupted; {out} was not touched", INTERRUPTED)
+        return _measured(prepared, arguments, console)
+
+
+def _measured(prepared: Any, arguments: argparse.Namespace, console: Any) -> int:
+    """The evaluation itself, to the status of its end."""
+    from rich.console import Console
+
+    from drope_kernels.console.progress import Progress
+    from drope_kernels.evaluate.run import evaluate
+    from drope_kernels.evaluate.terminal import print_report
+
+    out = arguments.out
     try:
-        evaluation = _evaluation(arguments)
         with Progress(console) as progress:
-            prepared = prepare(evaluation, arguments.out, progress.bar())
-    except (ValueError, TypeError, OSError, NotImplementedError, ImportError) as error:
-        return _fail(str(error), BAD_ARGUMENTS)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; {arguments.out} was not touched", INTERRUPTED)
-    try:
-        with Progress(console) as progress:
-            report = evaluate(prepared, arguments.out, _command(arguments), progress.bar())
+            report = evaluate(prepared, out, _command(arguments), progress.bar())
     except (ValueError, NotImplementedError, OSError, RuntimeError, MemoryError) as error:
-        return _fail(f"{error or 'out of memory'}; {_kept(error, arguments.out)}", FAILED)
+        return _fail(f"{error or 'out of memory'}; {_kept(error, out)}", FAILED)
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted; {_kept(error, arguments.out)}", INTERRUPTED)
+        return _fail(f"interrupted; {_kept(error, out)}", INTERRUPTED)
     shown = Console()
     print_report(report, shown if shown.is_terminal else Console(width=130))
-    print(f"everything is in {arguments.out}/")
+    print(f"everything is in {out}/")
     return 0
 
 
@@ -131,6 +149,7 @@ def _evaluation(arguments: argparse.Namespace) -> Any:
 
 def _named(word: str) -> tuple[str, Path]:
     """PATH or PATH:NAME; a path that exists is one, whatever it contains."""
+    word = str(user_path(word))
     path, colon, name = word.rpartition(":")
     if not colon or Path(word).exists() or "/" in name:
         path = word

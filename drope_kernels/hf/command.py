@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.console.paths import user_path
 from drope_kernels.hf.support import ENGINES
 from drope_kernels.scale import LogScale
 
@@ -23,9 +24,9 @@ def add_export_command(parser: argparse.ArgumentParser) -> None:
         "Write a model without positions as a plain checkpoint that stock engines serve, verified "
         "in stock transformers before it appears; or check one that is there."
     )
-    parser.add_argument("source", nargs="?", type=Path, help="directory or .gguf file")
-    parser.add_argument("out", nargs="?", type=Path, help="directory to write")
-    parser.add_argument("--check", type=Path, metavar="DIR", help="verify an export and stop")
+    parser.add_argument("source", nargs="?", type=user_path, help="directory or .gguf file")
+    parser.add_argument("out", nargs="?", type=user_path, help="directory to write")
+    parser.add_argument("--check", type=user_path, metavar="DIR", help="verify an export and stop")
     parser.add_argument("--drop", action="store_true", help="drop all positions first")
     temperature = parser.add_argument_group(
         "temperature", "folded into the weights; by default the one that the source records"

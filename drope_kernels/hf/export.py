@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, Qwen3Config
 
+from drope_kernels.console.paths import user_path
 from drope_kernels.hf.apply import position_free_parameters
 from drope_kernels.hf.families import decoder_of
 from drope_kernels.hf.fold import Folding, fold
@@ -143,7 +144,7 @@ def export_model(
     verify: bool = True,
 ) -> ExportResult:
     """As `export`, with a number beta in place of a scale and a length, and all it has to tell."""
-    path = Path(path).resolve()
+    path = user_path(path).resolve()
     source = _plain_source(model)
     _recover(path)
     _check_path(path)

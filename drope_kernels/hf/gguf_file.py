@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.console.paths import user_path
+
 
 def opened(source: str | Path) -> tuple[Path, Any]:
     """The file and its `gguf.GGUFReader`.
@@ -15,7 +17,7 @@ def opened(source: str | Path) -> tuple[Path, Any]:
         FileNotFoundError: no such file.
         ValueError: not a whole GGUF file.
     """
-    path = Path(source)
+    path = user_path(source)
     if importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
             f"{path}: expected the package gguf, which reads GGUF files, it is not installed; "

@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from drope_kernels.console.paths import user_path
 from drope_kernels.hf.apply import apply_state
 from drope_kernels.hf.families import decoder_of
 from drope_kernels.hf.gguf import load_gguf_model
@@ -126,7 +127,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def _existing(source: str | Path) -> Path:
-    path = Path(source)
+    path = user_path(source)
     if path.suffix == ".gguf" and path.is_file():
         return path
     if not (path / "config.json").is_file():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from drope_kernels.console.paths import user_path
 from drope_kernels.hf.families import decoder_of
 from drope_kernels.hf.fold import last_linear, multiplies_by_one_plus, rescale
 from drope_kernels.hf.loading import load_model
@@ -99,7 +100,7 @@ def verify_export(path: str | Path, model: Any = None) -> VerificationReport:
         FileNotFoundError: no such directory, or no model in it.
         NotImplementedError: a model of another family.
     """
-    path = Path(path)
+    path = user_path(path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"path: expected an exported model, got {path} without config.json")
     stored = AutoConfig.from_pretrained(path, local_files_only=True).dtype or torch.float32

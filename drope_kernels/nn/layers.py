@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drope_kernels.attention import attention
+from drope_kernels.console.paths import user_path
 from drope_kernels.nn.config import DecoderConfig, QKNorm, check_choice
 from drope_kernels.nn.file import read_decoder, write_decoder
 from drope_kernels.nn.loss import causal_lm_loss, chunked_causal_lm_loss
@@ -318,12 +318,12 @@ class DecoderLM(nn.Module):
         the safetensors package. `state_dict` replaces the model's own (gathered from shards).
         """
         config = dataclasses.replace(self.config, rope=[layer.rope for layer in self.attentions])
-        write_decoder(Path(path), state_dict or self.state_dict(), config)
+        write_decoder(user_path(path), state_dict or self.state_dict(), config)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> DecoderLM:
         """Read what `save` wrote; `backend` replaces the saved choice."""
-        config, state = read_decoder(Path(path))
+        config, state = read_decoder(user_path(path))
         if backend is not None:
             config.backend = backend
         model = cls(config)

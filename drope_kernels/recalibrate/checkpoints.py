@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import pickle
 import shutil
@@ -144,7 +145,7 @@ class CheckpointedTrainer(Trainer):
         self.identity = identity
         self.checkpoint_parent: str | None = None
         if self.args.should_save:
-            for leftover in Path(self.args.output_dir).glob(PARTIAL_PREFIX + "*"):
+            for leftover in Path(self.args.output_dir).glob(PARTIAL_PREFIX + PREFIX + "*"):
                 shutil.rmtree(leftover)
 
     def unlogged(self) -> dict[str, Any]:
@@ -256,8 +257,15 @@ def naming_what_is_not_written(run: Path, name: str) -> Iterator[None]:
         whole = [folder.name for folder in checkpoints_of(run)]
         kept = f"{whole[-1]} is whole" if whole else "there is no checkpoint"
         there = next(folder for folder in (run, *run.parents) if folder.exists())
-        free = shutil.disk_usage(there).free / 2**30
+        free = f"{shutil.disk_usage(there).free / 2**30:.2f} GiB are free there"
+        mend = f"{free}: make room" if _says_full(error) else f"mend that ({free})"
         raise OSError(
             f"{run / name}: could not be written ({error}); nothing of it is left, {kept}; "
-            f"{free:.2f} GiB are free there: make room, then resume"
+            f"{mend}, then {'resume' if whole else 'begin again'}"
         ) from error
+
+
+def _says_full(error: Exception) -> bool:
+    """Of errors without a number, those of safetensors have it in their text."""
+    full, told = (errno.ENOSPC, errno.EDQUOT), str(error)
+    return getattr(error, "errno", None) in full or any(f"os error {n})" in told for n in full)

@@ -20,12 +20,18 @@ _DECODER_COLUMNS = frozenset({"input_ids", "labels", "loss_weights"})
 
 
 def check_data(
-    data: Dataset[Columns], eval_data: Dataset[Columns] | None, config: RecalibrationConfig
+    data: Dataset[Columns],
+    eval_data: Dataset[Columns] | None,
+    config: RecalibrationConfig,
+    devices: int,
 ) -> None:
     """Rows: map-style, enough of them, with the columns, of the config's length."""
     if config.eval_steps is not None and eval_data is None:
         raise ValueError("eval_data: expected rows because config.eval_steps is set, got None")
-    for name, rows, least in (("data", data, config.batch_size), ("eval_data", eval_data, 1)):
+    for name, rows, least in (
+        ("data", data, config.batch_size * devices),
+        ("eval_data", eval_data, 1),
+    ):
         if rows is None:
             continue
         if isinstance(rows, IterableDataset) or not isinstance(rows, Sized):
@@ -34,7 +40,10 @@ def check_data(
                 "into a folder first (pack_documents)"
             )
         if len(rows) < least:
-            raise ValueError(f"{name}: expected at least {least} rows (one batch), got {len(rows)}")
+            raise ValueError(
+                f"{name}: expected at least {least} rows (one batch on each device), got "
+                f"{len(rows)}; lower batch_size, or give more text"
+            )
         columns = rows[0]
         if not {"input_ids", "labels"} <= set(columns):
             raise ValueError(

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from drope_kernels.console.paths import user_path
+
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
@@ -53,6 +55,8 @@ class RecalibrationConfig:
     tensorboard: bool = False  # event files in output_dir/runs
 
     def __post_init__(self) -> None:
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", str(user_path(self.output_dir)))
         self._check_counts()
         self._check_ranges()
         if (self.steps is None) == (self.tokens is None):
@@ -118,6 +122,14 @@ class RecalibrationConfig:
             return self.steps
         assert self.tokens is not None  # __post_init__ made sure
         return math.ceil(self.tokens / (self.tokens_per_step * devices))
+
+    def tokens_read(self, steps: int, rows: int, devices: int = 1) -> int:
+        """Input tokens of so many steps over `rows`: the last step of a pass takes what is left."""
+        batches = rows // self.batch_size // devices  # of a pass, on each device
+        steps_per_pass = math.ceil(batches / self.gradient_accumulation)
+        passes, rest = divmod(steps, max(steps_per_pass, 1))
+        read = passes * batches + rest * self.gradient_accumulation
+        return read * self.batch_size * self.context_length * devices
 
     def warmup_steps(self, total_steps: int) -> int:
         if isinstance(self.warmup, int):

@@ -63,24 +63,16 @@ class RunIdentity:
         config: RecalibrationConfig,
         processes: int,
     ) -> RunIdentity:
-        steps = config.total_steps(processes)
-        settings = dataclasses.asdict(config)
         return cls(
-            {name: settings[name] for name in sorted(set(settings) - _FREE_SETTINGS)},
-            {
-                "steps": steps,
-                "warmup_steps": config.warmup_steps(steps),
-                "decay_steps": config.decay_steps(steps) if config.schedule == "wsd" else 0,
-            },
-            processes,
-            describe_model(model),
-            None if teacher is None else describe_model(teacher),
-            describe_data(data),
+            **settings_of(config, processes),
+            model=describe_model(model),
+            teacher=None if teacher is None else describe_model(teacher),
+            data=describe_data(data),
         )
 
     def as_json(self) -> dict[str, Any]:
         """Of JSON's types only."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         return plain
 
     def check(self, recorded: Any, checkpoint: Path, step: int) -> None:
@@ -89,36 +81,65 @@ class RunIdentity:
         Raises:
             ValueError: another run, by all the names that differ.
         """
-        own = self.as_json()
-        if not isinstance(recorded, dict):
-            raise ValueError(
-                f"{checkpoint}: expected the checkpoint of a recalibration, got {recorded!r} for "
-                "its run; resume with what wrote it, or choose another output_dir"
-            )
-        lengths = dict(recorded.get("lengths", {}))
-        if self._continues(lengths, step):
-            recorded = {**recorded, "lengths": own["lengths"]}
-        found = [
-            f"{name} was {before!r} and is {now!r}"
-            for name, before, now in differences(recorded, own)
-        ]
-        if found:
-            raise ValueError(
-                f"{checkpoint}: expected the same run to go on, but {'; '.join(found)}; resume "
-                "with what it began with, or choose another output_dir. Only a constant schedule, "
-                "and wsd before its decay, can take another number of steps"
-            )
+        check_continues(self.as_json(), recorded, checkpoint, step)
 
-    def _continues(self, lengths: dict[str, int], step: int) -> bool:
-        """Whether up to `step` both schedules are one."""
-        if lengths.get("warmup_steps") != self.lengths["warmup_steps"]:
-            return False
-        if self.lengths["steps"] < step:
-            return False
-        if self.settings["schedule"] == "constant":
-            return True
-        stable = min(x["steps"] - x["decay_steps"] for x in (lengths, self.lengths))
-        return self.settings["schedule"] == "wsd" and step <= stable
+
+def settings_of(config: RecalibrationConfig, processes: int) -> dict[str, Any]:
+    """What of a run's identity is known before its model and its data are read."""
+    steps, settings = config.total_steps(processes), dataclasses.asdict(config)
+    return {
+        "settings": {name: settings[name] for name in sorted(set(settings) - _FREE_SETTINGS)},
+        "lengths": {
+            "steps": steps,
+            "warmup_steps": config.warmup_steps(steps),
+            "decay_steps": config.decay_steps(steps) if config.schedule == "wsd" else 0,
+        },
+        "processes": processes,
+    }
+
+
+def check_continues(own: Mapping[str, Any], recorded: Any, checkpoint: Path, step: int) -> None:
+    """That a run, of which `own` says all or some, continues the one of a checkpoint.
+
+    Raises:
+        ValueError: another run, by all the names that differ.
+    """
+    own = _plain(own)
+    if not isinstance(recorded, dict):
+        raise ValueError(
+            f"{checkpoint}: expected the checkpoint of a recalibration, got {recorded!r} for "
+            "its run; resume with what wrote it, or choose another output_dir"
+        )
+    known = {name: recorded.get(name) for name in own}
+    if _one_schedule(dict(recorded.get("lengths", {})), own, step):
+        known["lengths"] = own["lengths"]
+    found = [
+        f"{name} was {before!r} and is {now!r}" for name, before, now in differences(known, own)
+    ]
+    if found:
+        raise ValueError(
+            f"{checkpoint}: expected the same run to go on, but {'; '.join(found)}; resume "
+            "with what it began with, or choose another output_dir. Only a constant schedule, "
+            "and wsd before its decay, can take another number of steps"
+        )
+
+
+def _one_schedule(lengths: dict[str, int], own: Mapping[str, Any], step: int) -> bool:
+    """Whether up to `step` the schedule of `lengths` is that of the run."""
+    wanted, schedule = own["lengths"], own["settings"]["schedule"]
+    if lengths.get("warmup_steps") != wanted["warmup_steps"]:
+        return False
+    if wanted["steps"] < step:
+        return False
+    if schedule == "constant":
+        return True
+    stable = min(x["steps"] - x["decay_steps"] for x in (lengths, wanted))
+    return bool(schedule == "wsd" and step <= stable)
+
+
+def _plain(content: Any) -> Any:
+    """Of JSON's types only."""
+    return json.loads(json.dumps(content, default=str))
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,29 +14,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kernels
 from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
-from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.environment import check_engines, num_devices
 from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
+from drope_kernels.recalibrate.run_folder import DATA, Progress, progress_of
 from drope_kernels.texts.documents import Documents, read_documents
 
-SETTINGS, RESULT, MODEL, DATA = "settings.json", "result.json", "model", "data"
-
-_LENGTHS = ("batch_size", "gradient_accumulation", "steps", "tokens")
-# They decide what is reported, kept or how fast, not what is trained.
-_FREE = frozenset(
-    {
-        *("activation_checkpointing", "compile", "cpu", "loss_chunk", "sharded"),
-        *("data_cache", "log_steps", "eval_steps", "eval_rows", "save_steps", "keep_checkpoints"),
-        *("samples", "sample_steps", "sample_tokens"),
-        *("length_sweep", "sweep_steps", "sweep_windows", "tensorboard", "resume", "export"),
-        *_LENGTHS,  # checkpoints judge them
-    }
-)
 # Their frequencies depend on the length of the input.
 _MOVING_TYPES = ("dynamic", "longrope")
-
-Progress = Literal["new", "begun", "finished"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +55,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         NotImplementedError: a model of a family that the kernels or the drop do not know.
         ImportError: a package that a setting needs.
     """
+    check_engines()
     tokenizer = load_tokenizer(str(config.model))
     model_config = read_config(str(config.model))
     _check_tokenizer(tokenizer, model_config)
@@ -79,16 +64,17 @@ def plan_run(config: RunConfig) -> RunPlan:
             raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
     context_length = _context_length(config, model_config)
     _rehearse(config, model_config)
+    recalibration = config.recalibration(context_length, num_devices())
     plan = RunPlan(
         config=config,
-        recalibration=config.recalibration(context_length, num_devices()),
+        recalibration=recalibration,
         context_length=context_length,
         tokenizer=tokenizer,
         documents=_documents(config, config.data),
         validation_documents=_documents(config, config.validation_data)
         if config.validation_data
         else None,
-        progress=_progress(config),
+        progress=progress_of(config, recalibration),
     )
     _check_export(config)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -96,15 +82,6 @@ def plan_run(config: RunConfig) -> RunPlan:
             "tensorboard: expected the package, it is missing: pip install tensorboard"
         )
     return plan
-
-
-def num_devices() -> int:
-    """Processes of this run, one per device, as torchrun and accelerate tell them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def original_length(model_config: Any) -> int:
@@ -198,72 +175,6 @@ def _documents(config: RunConfig, sources: list[str]) -> Documents:
         found = [] if path.exists() else sorted(Path(path.anchor).glob(pattern))
         paths += found or [path]
     return read_documents(paths, text_column=config.text_column, skip_corrupt=config.skip_corrupt)
-
-
-def _progress(config: RunConfig) -> Progress:
-    """Whether output_dir is free for this run, or holds it already."""
-    folder = Path(str(config.output_dir))
-    if not is_first_process():  # the first one judges the folder, and is writing there already
-        return _begun_or_finished(config)
-    if not folder.exists():
-        _check_parent(folder)
-        return "new"
-    if not folder.is_dir():
-        raise ValueError(f"output_dir: expected a folder, got the file {folder}")
-    if not (folder / SETTINGS).is_file():
-        if any(not file.name.startswith(PARTIAL_PREFIX) for file in folder.iterdir()):
-            raise ValueError(
-                f"output_dir: expected a new or empty folder, or that of this run, got {folder} "
-                "with other files; choose another"
-            )
-        return "new"
-    if not (folder / RESULT).is_file() and not checkpoints_of(folder):
-        return "new"  # it stopped before there was anything to go on from
-    if not config.resume:
-        raise ValueError(
-            f"output_dir: expected a new or empty folder without resume, got {folder}, which holds "
-            "a run; delete it, or leave out --no_resume to go on with it"
-        )
-    before, now = _read_json(folder / SETTINGS), asdict(config)
-    others = [
-        f"{name} {before.get(name)} there, {now[name]} here"
-        for name in now
-        if name not in _FREE and before.get(name) != now[name]
-    ]
-    if others:
-        raise ValueError(
-            f"output_dir: expected a new or empty folder, or that of this run, got {folder}, which "
-            f"holds another: {'; '.join(others)}; choose another folder"
-        )
-    return _begun_or_finished(config)
-
-
-def _check_parent(folder: Path) -> None:
-    existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(
-            f"output_dir: expected a place to write, got {folder}, and {existing} is no folder "
-            "that can be written to"
-        )
-
-
-def _begun_or_finished(config: RunConfig) -> Progress:
-    """A run is finished if its result is of this length: it may be asked to go on."""
-    result = Path(str(config.output_dir)) / RESULT
-    if not result.is_file():
-        return "begun"
-    before, now = _read_json(result).get("settings", {}), asdict(config)
-    return "finished" if all(before.get(n) == now[n] for n in _LENGTHS) else "begun"
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{file}: expected what an earlier run wrote, got no JSON ({error}); delete the file "
-            "if the folder is this run's, or choose another output_dir"
-        ) from error
 
 
 def _check_export(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from drope_kernels.console.locks import alone_in
 from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import Start, find_start
 from drope_kernels.recalibrate.checks import check_data, check_model, check_teacher
@@ -21,6 +22,7 @@ from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.data import Columns, collate
 from drope_kernels.recalibrate.distillation import Teacher
 from drope_kernels.recalibrate.distributed import ShardedTrainer
+from drope_kernels.recalibrate.environment import check_engines, num_devices, settings_rule
 from drope_kernels.recalibrate.identity import RunIdentity
 from drope_kernels.recalibrate.objective import check_parts, losses_from_forward
 from drope_kernels.recalibrate.progress import TrainingProgress
@@ -38,7 +40,7 @@ class RecalibrationResult:
 
     model: nn.Module
     steps: int
-    tokens: int  # input tokens over all devices
+    tokens: int  # input tokens that were read, over all devices
     seconds: float  # of this call: training, evaluation and checkpoints; without set-up
     train_loss: float  # mean over the run, nats per weighted target
     history: list[dict[str, float]]
@@ -57,6 +59,7 @@ def recalibrate(
     """Train `model` in place on next-token prediction and return it in eval mode.
 
     The same call pretrains, recalibrates after `drop_positions()`, and continues the control.
+    What accelerate's variables in the environment say of precision or compilation does not count.
     The seed is set for Python, numpy and torch as a whole. With `config.resume` it goes on from
     the last checkpoint in `config.output_dir`, as if it had never stopped.
 
@@ -76,7 +79,7 @@ def recalibrate(
 
     Raises:
         ValueError: settings, data, model, teacher or checkpoint that do not fit together, before
-            any step; a damaged checkpoint, by its file.
+            any step; a damaged checkpoint, by its file; an output_dir that another process holds.
         TypeError: data that is a stream.
         FloatingPointError: loss or gradient are no longer numbers; that step is not taken.
         OSError: a checkpoint that cannot be written.
@@ -84,13 +87,17 @@ def recalibrate(
     An interrupt (KeyboardInterrupt) passes through; finished checkpoints in `config.output_dir`
     stay, an unfinished one is removed.
     """
-    check_data(data, eval_data, config)
+    check_data(data, eval_data, config, num_devices())
     check_model(model, data, eval_data, config)
     check_teacher(teacher, config)
+    check_engines()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(model.eval)
+        cleanup.enter_context(settings_rule())
         folder = _folder(config, cleanup)
         args = training_arguments(model, config, folder)
+        if config.output_dir is not None and args.process_index == 0:
+            cleanup.enter_context(alone_in(folder, argument="output_dir"))
         mentor = _mentor(model, teacher, config, args)
         identity, start = None, Start()
         if config.save_steps is not None or config.resume:
@@ -171,7 +178,7 @@ def _run(trainer: WeightedTrainer, start: Start, model: nn.Module) -> Recalibrat
     return RecalibrationResult(
         model=model,
         steps=steps,
-        tokens=steps * trainer.tokens_per_step,
+        tokens=trainer.clock.tokens_in_all,
         seconds=time.perf_counter() - clock,
         train_loss=trainer.mean_loss(),
         history=trainer.state.log_history,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -18,32 +16,29 @@ import numpy as np
 import torch
 import transformers
 from torch.utils.data import Subset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drope_kernels.build import build_info
 from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
-from drope_kernels.recalibrate.checkpoints import (
-    checkpoints_of,
-    naming_what_is_not_written,
-    step_of,
-)
+from drope_kernels.recalibrate.checkpoints import checkpoints_of, step_of
 from drope_kernels.recalibrate.data import PackedRows
-from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
+from drope_kernels.recalibrate.environment import is_first_process, num_devices
+from drope_kernels.recalibrate.packed_folder import PackedFolder
 from drope_kernels.recalibrate.packing import pack_documents
-from drope_kernels.recalibrate.preflight import (
-    MODEL,
-    RESULT,
-    SETTINGS,
-    RunPlan,
-    change_attention,
-    is_first_process,
-    num_devices,
-)
+from drope_kernels.recalibrate.preflight import RunPlan, change_attention
 from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
+from drope_kernels.recalibrate.run_folder import (
+    MODEL,
+    RESULT,
+    SETTINGS,
+    settings_record,
+    write_json,
+)
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+from drope_kernels.recalibrate.saving import reserved_room, save_model
 from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
@@ -70,17 +65,23 @@ def run_recalibration(plan: RunPlan, command: str) -> None:
 
 
 def _run(plan: RunPlan, command: str) -> None:
-    if is_first_process():
-        _write_settings(plan)
-    else:
+    settings = Settings(plan)
+    if not is_first_process():
         _wait_for_settings(plan.folder / SETTINGS)
+    elif not (plan.folder / SETTINGS).exists():
+        settings.write()
     data, held_out = packed_data(plan)
     watchers = observers(plan, held_out)
     model, teacher = prepared_model(plan)
-    result, begun_at = _train(plan, model, teacher, data, held_out, watchers)
+    with contextlib.ExitStack() as room:
+        if is_first_process():
+            kept = plan.config.save_steps is not None
+            room.enter_context(reserved_room(plan.folder, model, checkpoints=kept))
+        result, begun_at = _train(plan, model, teacher, data, held_out, [settings, *watchers])
     if is_first_process():
+        settings.write()
         _note_recalibration(plan, model, result)
-        _save_model(plan, model)
+        save_model(plan.folder, model, plan.tokenizer, result.steps)
         write_json(plan.folder / RESULT, summary(plan, result, begun_at, command))
         say(f"{result.steps} steps, {result.tokens:,} tokens; {plan.folder / MODEL}")
 
@@ -118,16 +119,26 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         f"{counts[0]} tokens to train on in {len(train):,} rows of {plan.context_length}, "
         f"{counts[1]} held out"
     )
-    passes = (
-        plan.recalibration.total_steps(num_devices())
-        * plan.config.tokens_per_step(plan.context_length, num_devices())
-        / (len(train) * plan.context_length)
-    )
-    if passes > 1.5:
-        say(f"the run reads its text {passes:.1f} times: watch the validation loss")
+    tell_what_is_read(plan, len(train))
     if plan.config.eval_steps is None and not plan.config.length_sweep:
         return train, None
     return train, _rows(plan, folder, "validation")
+
+
+def tell_what_is_read(plan: RunPlan, rows: int) -> None:
+    """Where it is not what one would think."""
+    config, devices = plan.recalibration, num_devices()
+    steps = config.total_steps(devices)
+    read, asked = config.tokens_read(steps, rows, devices), steps * config.tokens_per_step * devices
+    if read < asked:
+        say(
+            f"{rows:,} rows end every pass with a shorter step: {steps:,} steps read {read:,} "
+            f"tokens, not {asked:,}; lower gradient_accumulation or sequences_per_step, or give "
+            "more text"
+        )
+    passes = read / (rows * plan.context_length)
+    if passes > 1.5:
+        say(f"the run reads its text {passes:.1f} times: watch the validation loss")
 
 
 def _rows(plan: RunPlan, folder: PackedFolder, split: Any) -> PackedRows:
@@ -171,7 +182,7 @@ def _train(
     teacher: Any,
     data: PackedRows,
     held_out: PackedRows | None,
-    watchers: list[Observer],
+    beside: list[TrainerCallback],
 ) -> tuple[RecalibrationResult, int]:
     """What `recalibrate` returns, and the step where it began."""
     whole = checkpoints_of(plan.folder)
@@ -181,13 +192,14 @@ def _train(
     with contextlib.ExitStack() as cleanup:
         progress = TrainingProgress("recalibrate", lines=True)
         cleanup.callback(progress.close)
-        callbacks: list[TrainerCallback] = [*watchers, progress]
+        callbacks: list[TrainerCallback] = [*beside, progress]
         if plan.config.tensorboard and is_first_process():
             board = TensorBoard(plan.folder / EVENTS, after=begun_at)
             cleanup.callback(board.close)
             callbacks.insert(0, board)
-            for watcher in watchers:
-                watcher.board = board
+            for watcher in beside:
+                if isinstance(watcher, Observer):
+                    watcher.board = board
         result = recalibrate(
             model,
             data,
@@ -243,15 +255,6 @@ def _note_recalibration(plan: RunPlan, model: Any, result: RecalibrationResult) 
     replace(state, notes={**state.notes, "recalibration": facts}).into_config(model.config)
 
 
-def _save_model(plan: RunPlan, model: Any) -> None:
-    target = plan.folder / MODEL
-    if target.exists():  # of a process that was killed before it wrote the result
-        shutil.rmtree(target)
-    with naming_what_is_not_written(plan.folder, MODEL), written_whole(target) as partial:
-        model.save_pretrained(partial)
-        plan.tokenizer.save_pretrained(partial)
-
-
 def summary(
     plan: RunPlan, result: RecalibrationResult, begun_at: int, command: str
 ) -> dict[str, Any]:
@@ -291,10 +294,21 @@ def summary(
     }
 
 
-def _write_settings(plan: RunPlan) -> None:
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / RESULT).unlink(missing_ok=True)  # of a shorter run, which goes on
-    write_json(plan.folder / SETTINGS, asdict(plan.config))
+class Settings(TrainerCallback):
+    """settings.json, which a run that goes on replaces only when nothing can refuse it any more."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+
+    def write(self) -> None:
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.plan.folder / SETTINGS, settings_record(self.plan.config))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.write()
 
 
 def _wait_for_settings(file: Path) -> None:
@@ -307,10 +321,3 @@ def _wait_for_settings(file: Path) -> None:
                 "see what that process said, and whether all of them see the same folder"
             )
         time.sleep(0.5)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".partial-{file.name}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)

@@ -14,8 +14,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from drope_kernels.console.paths import user_path
 from drope_kernels.recalibrate.config import RecalibrationConfig, Schedule
 from drope_kernels.recalibrate.recipes import recipe_file, recipe_names
+
+PATHS = ("model", "data", "output_dir", "validation_data", "data_cache", "export")
 
 
 def _help(meaning: str) -> dict[str, str]:
@@ -112,9 +115,11 @@ class RunConfig:
         for required in ("model", "data", "output_dir"):
             if not getattr(self, required):
                 raise ValueError(f"{required}: expected --{required} PATH, got none")
+        for name in PATHS:
+            setattr(self, name, _expanded(getattr(self, name)))
         _check_choices(self)
         if self.drop not in ("all", "none"):
-            self.layers()
+            self.drop = ",".join(map(str, self.layers() or []))
         if self.drop == "none" and self.qk_norm != "none":
             raise ValueError(
                 f"qk_norm: expected none with --drop none, got {self.qk_norm}; norms come with "
@@ -185,6 +190,13 @@ class RunConfig:
         return (self.sequences_per_step or rows) * context_length
 
 
+def _expanded(value: Any) -> Any:
+    """A path, or a list of them, or none."""
+    if isinstance(value, list):
+        return [str(user_path(path)) for path in value]
+    return None if value is None else str(user_path(value))
+
+
 # ---- reading -----------------------------------------------------------------------------------
 # Either says the same thing: the one that is given last replaces the other.
 ALTERNATIVES = ({"steps", "tokens"}, {"sequences_per_step", "gradient_accumulation"})
@@ -223,7 +235,7 @@ def run_config_parser() -> HfArgumentParser:
         "length. The command line wins over the YAML file, the file over the recipe.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", type=Path, help="YAML file of the fields below")
+    parser.add_argument("config", nargs="?", type=user_path, help="YAML file of the fields below")
     parser.add_argument(
         *("--list_recipes", "--list-recipes"), action="store_true", help="name them and stop"
     )

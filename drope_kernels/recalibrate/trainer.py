@@ -96,7 +96,7 @@ class WeightedTrainer(CheckpointedTrainer):
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # the same, for releases before that attribute
         self.loss_chunk, self.teacher = loss_chunk, teacher
-        self.tokens_per_step = tokens_per_step  # over all devices
+        self.tokens_per_step = tokens_per_step  # over all devices, of a step that is not cut short
         self.parts = dict.fromkeys(_PARTS, torch.zeros((), device=self.args.device))
         self.earlier = unlogged or {}  # of the checkpoint where this run begins
         self.logged_step = 0
@@ -115,6 +115,10 @@ class WeightedTrainer(CheckpointedTrainer):
     ) -> tuple[list[Columns], Tensor]:
         """The micro-batches of one step and the sum of their weights over all devices."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        # all devices take as many: the last step of a pass has fewer batches than the others
+        self.clock.tokens_of_step = self.args.world_size * sum(
+            batch["input_ids"].numel() for batch in batches
+        )
         total = torch.zeros((), device=device)
         for batch in batches:
             total += target_weights(batch["labels"], batch.get("loss_weights")).sum().to(device)
@@ -173,18 +177,18 @@ class WeightedTrainer(CheckpointedTrainer):
         """The last look before the optimiser's step."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self._tr_loss)
+        whole = checkpoints_of(Path(self.args.output_dir))
+        kept = f", {whole[-1]} is whole" if whole else ""
+        # a checkpoint is continued with its own settings only
+        place = ", in another output_dir" if whole else ""
         for name, value in (("loss", loss), ("gradient's norm", float(norm))):
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the training {name} is {value} at step {self.state.global_step + 1}, which "
-                    f"is not taken{self._where_to_resume()}; lower learning_rate, lengthen "
-                    "warmup, or add QK-norm"
+                    f"is not taken{kept}; lower learning_rate, lengthen warmup, or add QK-norm"
+                    f"{place}"
                 )
         return norm
-
-    def _where_to_resume(self) -> str:
-        whole = checkpoints_of(Path(self.args.output_dir))
-        return f", {whole[-1]} is whole" if whole else ""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """With tokens seen and tokens per second over all devices, and the parts of the loss."""
@@ -194,8 +198,8 @@ class WeightedTrainer(CheckpointedTrainer):
                 gathered = self.accelerator.gather(self.parts[name]).mean()
                 logs[name] = float(gathered) / steps
                 self.parts[name] = torch.zeros_like(self.parts[name])
-            logs["tokens"] = self.state.global_step * self.tokens_per_step
-            logs["tokens_per_second"] = self.clock.steps * self.tokens_per_step / self.clock.seconds
+            logs["tokens"] = self.clock.tokens_in_all
+            logs["tokens_per_second"] = self.clock.tokens / self.clock.seconds
             self.clock.reset()
             self.logged_step = self.state.global_step
         super().log(logs, start_time)
@@ -204,12 +208,15 @@ class WeightedTrainer(CheckpointedTrainer):
         """Sums since the last log entry, of which the next one will be the mean."""
         sums = {"loss": self._tr_loss, **self.parts}
         means = {name: float(self.accelerator.gather(x).mean()) for name, x in sums.items()}
-        return {"step": self.logged_step, **means}
+        return {"step": self.logged_step, "tokens": self.clock.tokens_in_all, **means}
 
     def begin(self) -> None:
         """After transformers has set its counters: what the checkpoint had not logged yet."""
         self.state.compute_steps(self.args, self.args.max_steps)  # intervals are not the run's
         self.logged_step = self._globalstep_last_logged = self.earlier.get("step", 0)
+        # checkpoints from before tokens were counted: as if all steps had been whole
+        whole_steps = self.state.global_step * self.tokens_per_step
+        self.clock.tokens_in_all = self.earlier.get("tokens", whole_steps)
         self._tr_loss += self.earlier.get("loss", 0.0)
         for name in _PARTS:
             self.parts[name] = self.parts[name] + self.earlier.get(name, 0.0)
@@ -229,14 +236,17 @@ class WeightedTrainer(CheckpointedTrainer):
 
 
 class StepClock(TrainerCallback):
-    """Time spent in steps since the last log entry; evaluations and checkpoints do not count."""
+    """Tokens read, and time spent in steps; evaluations and checkpoints do not count."""
 
     def __init__(self) -> None:
         self.started = 0.0
+        self.tokens_of_step = 0  # that runs
+        self.tokens_in_all = 0  # of the run
         self.reset()
 
     def reset(self) -> None:
-        self.steps, self.seconds = 0, 0.0
+        """Since the last log entry."""
+        self.tokens, self.seconds = 0, 0.0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -246,7 +256,8 @@ class StepClock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.steps += 1
+        self.tokens += self.tokens_of_step
+        self.tokens_in_all += self.tokens_of_step
         self.seconds += time.perf_counter() - self.started
 
 

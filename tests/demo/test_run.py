@@ -25,7 +25,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("tokenizers")
 
+from held_folders import held_by_another
+
 from drope_kernels.cli import main
+from drope_kernels.console.locks import lock_beside
 from drope_kernels.demo.config import DemoConfig
 from drope_kernels.demo.corpus import load_corpus
 from drope_kernels.demo.findings import caveats, findings
@@ -295,3 +298,12 @@ def test_rope_collapses_and_drope_does_not(corpus, tmp_path):
     print(scores)
     assert scores["RoPE"].mean < 0.4
     assert scores["DroPE"].mean > 0.9
+
+
+def test_a_second_demo_in_one_folder_is_refused(tmp_path, capsys):
+    out = tmp_path / "new"
+    with held_by_another(out, lock_beside(out)) as pid:
+        assert main(["demo", "--quick", "--out", str(out)]) == 2
+    message = f"got {out}, which is held by process {pid}"
+    assert message in capsys.readouterr().err
+    assert not out.exists()

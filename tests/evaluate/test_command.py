@@ -18,10 +18,12 @@ pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from held_folders import held_by_another
 from hf_models import build
 from transformers import PreTrainedTokenizerFast
 
 from drope_kernels.cli import main
+from drope_kernels.console.locks import lock_beside
 from drope_kernels.evaluate import SweepData
 from drope_kernels.evaluate import run as run_module
 from drope_kernels.evaluate.command import BAD_ARGUMENTS, FAILED, INTERRUPTED
@@ -339,3 +341,12 @@ def test_each_model_is_scaled_from_its_own_training_length(place, tmp_path):
     command = found["settings"]["command"]
     assert "--tokenizer rope" in command
     assert str(place) not in command
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(place, tmp_path, capsys):
+    out = tmp_path / "new"
+    with held_by_another(out, lock_beside(out)) as pid:
+        assert evaluate(place, str(place / "rope"), "--out", str(out)) == 2
+    message = f"got {out}, which is held by process {pid}"
+    assert message in capsys.readouterr().err
+    assert not out.exists()
