@@ -26,8 +26,14 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="directory or .gguf file, [:NAME]")
     add = parser.add_argument
-    add("--text", type=Path, nargs="+", required=True, help="text, JSONL or Parquet files")
-    add("--text-column", default="text", help="of JSONL and Parquet (default: text)")
+    add(
+        "--text",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files or folders: text, JSON, CSV, Parquet",
+    )
+    add("--text-column", default="text", help="of JSON, CSV, Parquet (default: text)")
     add("--compare", action="append", default=[], metavar="MODEL", help="another model; repeatable")
     add("--tokenizer", type=Path, help="directory of a tokenizer (default: MODEL's)")
     add("--lengths", default="1x,2x,4x", help="tokens, or training lengths (default: 1x,2x,4x)")

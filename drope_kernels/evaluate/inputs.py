@@ -47,7 +47,7 @@ class Inputs:
 
 
 def read_texts(sources: Sequence[Path], text_column: str) -> list[str]:
-    """The documents of text, JSONL and Parquet files.
+    """The documents of files and folders.
 
     Raises:
         ValueError, ImportError: as `texts.documents.read_documents`.

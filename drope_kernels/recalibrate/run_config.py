@@ -86,7 +86,7 @@ class RunConfig:
         default_factory=list, metadata=_help("held-out text; default: a share of the data")
     )
     validation_share: float = _option(0.01, "documents held out where validation_data is not given")
-    text_column: str = _option("text", "of JSONL, Parquet and datasets")
+    text_column: str = _option("text", "of JSON, CSV, Parquet and datasets")
     skip_corrupt: bool = _option(False, "leave out and count corrupt lines, instead of stopping")
     data_cache: str | None = _option(None, "folder of the tokens; default: data/ in output_dir")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
 import json
+import lzma
 import sys
 import warnings
 
@@ -40,10 +43,36 @@ def saved(path, texts=TEXTS):
     return path
 
 
-def compressed(path):
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+def zstandard(content):
+    codec = pytest.importorskip("pyarrow").Codec("zstd")
+    return codec.compress(content, asbytes=True)
+
+
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: zstandard(content[:20]) + zstandard(content[20:]),  # several frames
+}
+
+
+def compressed(path, ending=".gz"):
+    path.with_name(path.name + ending).write_bytes(COMPRESS[ending](path.read_bytes()))
     path.unlink()
-    return path.with_name(path.name + ".gz")
+    return path.with_name(path.name + ending)
+
+
+def write_table(path, texts=TEXTS):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows.writerow(["id", "text"])
+        rows.writerows(enumerate(texts))
+    return path
+
+
+def write_list(path):
+    path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize("ending", [".txt", ".md", ".rst", ".TXT", ".txt.gz"])
@@ -60,12 +89,24 @@ def test_a_text_file_is_one_document(tmp_path, ending, mark):
     [
         lambda folder: write_json_lines(folder / "a.jsonl"),
         lambda folder: write_json_lines(folder / "a.ndjson"),
+        lambda folder: write_json_lines(folder / "a.json"),
+        lambda folder: write_list(folder / "a.json"),
+        lambda folder: write_table(folder / "a.csv"),
+        lambda folder: write_table(folder / "a.tsv"),
         lambda folder: compressed(write_json_lines(folder / "a.jsonl")),
+        lambda folder: compressed(write_json_lines(folder / "a.jsonl"), ".bz2"),
+        lambda folder: compressed(write_json_lines(folder / "a.jsonl"), ".zst"),
+        lambda folder: compressed(write_list(folder / "a.json"), ".xz"),
+        lambda folder: compressed(write_table(folder / "a.csv"), ".zst"),
+        lambda folder: compressed(write_table(folder / "a.tsv")),
         lambda folder: write_parquet(folder / "a.parquet"),
         lambda folder: saved(folder / "a"),
         lambda folder: dataset(),
     ],
-    ids=["jsonl", "ndjson", "jsonl.gz", "parquet", "saved dataset", "dataset"],
+    ids=[
+        *("jsonl", "ndjson", "json lines", "json list", "csv", "tsv", "jsonl.gz", "jsonl.bz2"),
+        *("jsonl.zst", "json.xz", "csv.zst", "tsv.gz", "parquet", "saved dataset", "dataset"),
+    ],
 )
 def test_rows_are_documents(tmp_path, make):
     documents = read_documents(make(tmp_path))
@@ -100,9 +141,46 @@ def test_folders_are_read_in_order_with_what_lies_in_them(tmp_path):
         (tmp_path / name).write_text(name)
     saved(tmp_path / "d", ["row"])
     expected = ["a.md", "b/2.txt", "b/deeper/1.txt", "c.txt", "row"]
-    assert [one.text for one in read_documents(tmp_path)] == expected
+    with pytest.warns(UserWarning, match=r"no texts, passed by: 1 \.png$"):
+        documents = read_documents(tmp_path)
+    assert [one.text for one in documents] == expected
     mixed = [str(tmp_path / "c.txt"), tmp_path / "b", dataset(["live"])]
     assert [one.text for one in read_documents(mixed)] == ["c.txt", *expected[1:3], "live"]
+
+
+def test_what_lies_beside_a_readme_is_read(tmp_path):
+    (tmp_path / "README.md").write_text("A card.")
+    write_json_lines(tmp_path / "a.json", ["one"])
+    compressed(tmp_path / "a.json")
+    write_table(tmp_path / "b.csv", ["two"])
+    compressed(write_json_lines(tmp_path / "c.jsonl", ["three"]), ".zst")
+    assert [one.text for one in read_documents(tmp_path)] == ["A card.", "one", "two", "three"]
+
+
+@pytest.mark.parametrize("name", ["deep/a.zip", "a.HTML", "a.parquet.gz", "a.txt.lz4", "a.log.gz"])
+def test_what_lies_beside_a_readme_and_cannot_be_read_is_refused(tmp_path, name):
+    (tmp_path / "README.md").write_text("A card.")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / name).touch()
+    (tmp_path / "z.arrow").touch()
+    with pytest.raises(ValueError, match=f"got .*{name} and 1 more, which would not be read"):
+        read_documents(tmp_path)
+    (tmp_path / "z.arrow").unlink()
+    with pytest.raises(ValueError, match=f"got .*{name}, which would not be read; convert it"):
+        read_documents(tmp_path)
+
+
+def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("one")
+    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "two.txt").write_text("two")
+    assert [one.text for one in read_documents(tmp_path)] == ["one", "two"]
+    other = tmp_path / "other"  # a link to another folder is followed
+    other.mkdir()
+    (other / "c").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert sorted(one.text for one in read_documents(other)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -130,11 +208,15 @@ def test_what_is_no_source_is_refused_before_reading(tmp_path, sources, error, m
         read_documents(sources(tmp_path))
 
 
-@pytest.mark.parametrize(("ending", "extra"), [("parquet", "train"), ("dataset", "datasets")])
+@pytest.mark.parametrize(
+    ("ending", "extra"),
+    [("parquet", "train"), ("jsonl.zst", "train"), ("csv", "train"), ("dataset", "datasets")],
+)
 def test_a_missing_package_is_named_before_reading(tmp_path, monkeypatch, ending, extra):
-    source = saved(tmp_path / "a") if ending == "dataset" else tmp_path / "a.parquet"
-    (tmp_path / "a.parquet").touch()
-    for package in ("pyarrow.parquet", "datasets"):
+    source = saved(tmp_path / "a") if ending == "dataset" else tmp_path / f"a.{ending}"
+    if ending != "dataset":
+        source.touch()
+    for package in ("pyarrow", "pyarrow.parquet", "pyarrow.csv", "datasets"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install 'drope_kernels\[{extra}\]'"):
         read_documents(source)
@@ -204,6 +286,41 @@ CORRUPT = {
         lambda folder: cut(compressed(write_json_lines(folder / "a.jsonl", LONG)), 0.5),
         r"a.jsonl.gz, after line \d{3,}: expected the rest of a gzip file",
         None,
+    ),
+    "cut zstandard": (
+        lambda folder: cut(compressed(write_json_lines(folder / "a.jsonl", LONG), ".zst"), 0.9),
+        r"a.jsonl.zst, after line \d+: expected the rest of a zstandard file",
+        None,
+    ),
+    "no bzip2": (
+        lambda folder: write_bytes(folder / "a.txt.bz2", b"plain"),
+        "a.txt.bz2: expected a whole bzip2 file",
+        0,
+    ),
+    "cut xz": (
+        lambda folder: cut(compressed(write_list(folder / "a.json"), ".xz"), 0.5),
+        "a.json.xz: expected a whole xz file",
+        0,
+    ),
+    "cut list": (
+        lambda folder: cut(write_list(folder / "a.json"), 0.5),
+        "a.json: expected a list of JSON objects, got",
+        0,
+    ),
+    "a number in a list": (
+        lambda folder: write_bytes(folder / "a.json", b'[{"text": "one"}, 2, {"text": "three"}]'),
+        "a.json, row 2: expected a JSON object, got a int",
+        2,
+    ),
+    "ragged table": (
+        lambda folder: write_bytes(folder / "a.csv", b"id,text\n1,one\n2\n"),
+        "a.csv, after row 0: expected rows of a table, got CSV parse error: Row #3: Expected 2",
+        0,
+    ),
+    "no column in a table": (
+        lambda folder: write_bytes(folder / "a.csv", b"body\none\n"),
+        "a.csv: expected the column 'text' in its first line",
+        0,
     ),
     "cut Parquet": (
         lambda folder: cut(write_parquet(folder / "a.parquet", LONG), 0.5),
