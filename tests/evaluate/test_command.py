@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from drope_kernels.cli import main
 from drope_kernels.evaluate import SweepData
+from drope_kernels.evaluate import command as command_module
 from drope_kernels.evaluate import run as run_module
 from drope_kernels.evaluate.command import BAD_ARGUMENTS, FAILED, INTERRUPTED
 from drope_kernels.evaluate.inputs import InputChoice, Inputs
@@ -146,6 +147,44 @@ def test_compared_models_read_the_same(place, tmp_path):
     assert found["caveats"][0].startswith("Control: control (4096 tokens), RoPE kept")
     assert found["findings"][0].count("control: RoPE as is") == 1
     assert not (out / "retrieval.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["run/model", "control/model"], ["run/model", "control/model"]),
+        (["run/model", "control/model/", "original"], ["run/model", "control/model", "original"]),
+        (["a/run/model", "b/run/model"], ["a/run/model", "b/run/model"]),
+        (["model", "control/model"], ["{here}/model", "control/model"]),
+        (["run/model:mine", "control/model"], ["mine", "model"]),
+        (["a/tiny.gguf", "b/tiny.gguf"], ["a/tiny", "b/tiny"]),
+        (["run/model", "run/model"], ["model", "model"]),  # refused: it is one model
+    ],
+)
+def test_models_are_called_by_as_much_of_their_path_as_tells_them_apart(
+    words, names, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = command_module._named(words)
+    assert [name for name, _ in found] == [name.format(here=tmp_path.name) for name in names]
+    assert [path for _, path in found] == [Path(word.removesuffix(":mine")) for word in words]
+
+
+def test_a_run_and_its_control_are_compared(place, tmp_path, monkeypatch):
+    """As docs/recalibrate.md has it: both folders are called model."""
+    for name in ("run", "control"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(place / ("free" if name == "run" else name))
+    monkeypatch.chdir(tmp_path)
+    words = ["run/model", "--compare", "control/model", "--tasks", "none", "--methods", "as_is"]
+    assert evaluate(place, *words, "--lengths", "1x", *QUICK) == 0
+    found = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    rows = ["run/model: position-free", "control/model: RoPE as is"]
+    assert [row["name"] for row in found["rows"]] == rows
+    assert found["settings"]["command"].startswith("drope evaluate run/model --")
+    assert "--compare control/model " in found["settings"]["command"]
+    same = ["run/model", "--compare", "run/model", "--out", "again"]
+    assert evaluate(place, *same) == BAD_ARGUMENTS
 
 
 def test_a_gguf_file_is_a_model_and_jsonl_is_text(place, tmp_path):
