@@ -129,7 +129,7 @@ class SplitWriter:
     """Appends documents to the two files of a split."""
 
     def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], eos: int) -> None:
-        self.folder, self.dtype, self.eos = folder, dtype, eos
+        self.folder, self.split, self.dtype, self.eos = folder, split, dtype, eos
         with _explained(folder):
             self.tokens = (folder / _tokens_file(split)).open("wb")
             self.starts = (folder / _starts_file(split)).open("wb")
@@ -171,6 +171,12 @@ class SplitWriter:
         self.num_documents += 1
         self._append(self.starts, np.array([self.begin], _STARTS))
         return True
+
+    def read_documents(self) -> list[list[int]]:
+        """What was written, once it is closed: the ids of each document, EOS included."""
+        tokens = np.fromfile(self.folder / _tokens_file(self.split), self.dtype)
+        starts = np.fromfile(self.folder / _starts_file(self.split), _STARTS)
+        return [document.tolist() for document in np.split(tokens, starts[1:-1])]
 
     def counts(self) -> dict[str, Any]:
         return {

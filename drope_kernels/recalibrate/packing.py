@@ -56,7 +56,7 @@ def pack_documents(
         folder: where the files go; its parents are made.
         validation_documents: documents of the validation split, which is then not drawn.
         validation_share: share of documents in the validation split, drawn one by one from seed
-            and number of the document; 0: none.
+            and number of the document; 0: none. Of two documents or more each split gets one.
         seed: of the draw.
         progress: called now and then with the numbers of documents and of tokens so far.
 
@@ -79,10 +79,15 @@ def pack_documents(
                     writer = SplitWriter(partial, split, packing.dtype, packing.eos)
                     packing.writers[split] = files.enter_context(writer)
                 if validation_documents is None:
-                    packing.pack(documents, lambda index: _drawn(seed, index, validation_share))
+                    packing.pack(
+                        documents,
+                        lambda index: _split_of(_drawn(seed, index), validation_share),
+                    )
                 else:
                     packing.pack(documents, lambda _: "train")
                     packing.pack(validation_documents, lambda _: "validation")
+            if validation_documents is None and validation_share > 0:
+                packing.fill_empty_split(partial, seed)
             packing.check_splits(validation_share if validation_documents is None else None)
             both = documents, validation_documents
             metadata = {
@@ -153,6 +158,28 @@ class _Packing:
                 yield _Piece(document.text[start:end], split, end == len(document.text))
                 start = end
 
+    def fill_empty_split(self, folder: Path, seed: int) -> None:
+        """Of a few documents, of which the draw left one split without any, it gets one.
+
+        The one that was nearest to it; there are so few that they fit into memory.
+        """
+        documents = {split: writer.num_documents for split, writer in self.writers.items()}
+        total = sum(documents.values())
+        if total < 2 or all(documents.values()):
+            return
+        empty, full = sorted(SPLITS, key=lambda split: documents[split])
+        nearest = min if empty == "validation" else max
+        moved = nearest(range(total), key=lambda index: _drawn(seed, index))
+        rows = self.writers[full].read_documents()
+        with ExitStack() as files:
+            for split in SPLITS:
+                writer = SplitWriter(folder, split, self.dtype, self.eos)
+                self.writers[split] = files.enter_context(writer)
+            for index, row in enumerate(rows):
+                writer = self.writers[empty if index == moved else full]
+                writer.write(row)
+                writer.end_document()
+
     def check_splits(self, validation_share: float | None) -> None:
         train, validation = (self.writers[split].num_documents for split in SPLITS)
         total = train + validation
@@ -163,8 +190,8 @@ class _Packing:
             remedy = (
                 "give more validation_documents"
                 if validation_share is None
-                else f"give validation_documents, or raise validation_share={validation_share:g} "
-                f"(2 of {total} documents are {2 / total:.2g}), or set it to 0 for no validation"
+                else "give validation_documents, or set validation_share="
+                f"{validation_share:g} to 0 for no validation"
             )
             raise ValueError(f"documents: expected some in each split, got {problem}; {remedy}")
 
@@ -208,10 +235,14 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _drawn(seed: int, index: int, validation_share: float) -> Split:
+def _drawn(seed: int, index: int) -> float:
+    """A number in [0, 1) for a document, whatever documents there are besides."""
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    in_validation = int.from_bytes(digest, "big") < validation_share * 2.0**64
-    return "validation" if in_validation else "train"
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
+def _split_of(drawn: float, validation_share: float) -> Split:
+    return "validation" if drawn < validation_share else "train"
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
