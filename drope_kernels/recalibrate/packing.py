@@ -79,10 +79,7 @@ def pack_documents(
                     writer = SplitWriter(partial, split, packing.dtype, packing.eos)
                     packing.writers[split] = files.enter_context(writer)
                 if validation_documents is None:
-                    packing.pack(
-                        documents,
-                        lambda index: _split_of(_drawn(seed, index), validation_share),
-                    )
+                    packing.pack(documents, Draw(seed, validation_share))
                 else:
                     packing.pack(documents, lambda _: "train")
                     packing.pack(validation_documents, lambda _: "validation")
@@ -152,11 +149,10 @@ class _Packing:
             split = split_of(self.num_documents)
             self.num_documents += 1
             self.num_in_pieces += len(document.text) > CHARACTERS_AT_ONCE
-            start = 0
-            while start < len(document.text):
-                end = _piece_end(document.text, start)
-                yield _Piece(document.text[start:end], split, end == len(document.text))
-                start = end
+            num_left = len(document.text)
+            for text in pieces_of(document.text):
+                num_left -= len(text)
+                yield _Piece(text, split, num_left == 0)
 
     def fill_empty_split(self, folder: Path, seed: int) -> None:
         """Of a few documents, of which the draw left one split without any, it gets one.
@@ -169,7 +165,7 @@ class _Packing:
             return
         empty, full = sorted(SPLITS, key=lambda split: documents[split])
         nearest = min if empty == "validation" else max
-        moved = nearest(range(total), key=lambda index: _drawn(seed, index))
+        moved = nearest(range(total), key=Draw(seed, 0.0).number)
         rows = self.writers[full].read_documents()
         with ExitStack() as files:
             for split in SPLITS:
@@ -210,6 +206,15 @@ class _Piece:
     is_last: bool  # of its document
 
 
+def pieces_of(text: str) -> Iterator[str]:
+    """The text in parts of at most CHARACTERS_AT_ONCE."""
+    start = 0
+    while start < len(text):
+        end = _piece_end(text, start)
+        yield text[start:end]
+        start = end
+
+
 def _piece_end(text: str, start: int) -> int:
     """Where a piece that begins at `start` ends: behind a line break, else before a space."""
     end = start + CHARACTERS_AT_ONCE
@@ -235,14 +240,23 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _drawn(seed: int, index: int) -> float:
-    """A number in [0, 1) for a document, whatever documents there are besides."""
-    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
+class Draw:
+    """Which split a document is in, by seed and number, whatever documents there are besides."""
 
+    def __init__(self, seed: int, validation_share: float) -> None:
+        self.seed, self.validation_share = seed, validation_share
+        self.nearest, self._least = -1, 1.0  # the document with the least number so far
 
-def _split_of(drawn: float, validation_share: float) -> Split:
-    return "validation" if drawn < validation_share else "train"
+    def __call__(self, index: int) -> Split:
+        number = self.number(index)
+        if number < self._least:
+            self.nearest, self._least = index, number
+        return "validation" if number < self.validation_share else "train"
+
+    def number(self, index: int) -> float:
+        """In [0, 1); held out are those below the share."""
+        digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2.0**64
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

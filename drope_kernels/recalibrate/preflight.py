@@ -18,6 +18,8 @@ from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
 from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.enough import Need
+from drope_kernels.recalibrate.packed_folder import METADATA
 from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
 from drope_kernels.texts.documents import Documents, read_documents
@@ -91,11 +93,19 @@ def plan_run(config: RunConfig) -> RunPlan:
         progress=_progress(config),
     )
     _check_export(config)
+    _check_texts(plan)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ImportError(
             "tensorboard: expected the package, it is missing: pip install tensorboard"
         )
     return plan
+
+
+def _check_texts(plan: RunPlan) -> None:
+    """That there is text enough, unless it is packed already and `run.packed_data` sees it."""
+    if plan.progress == "new" and not (plan.data_folder / METADATA).is_file():
+        need = Need(plan.config, plan.context_length)
+        need.check_documents(plan.documents, plan.validation_documents, plan.tokenizer)
 
 
 def num_devices() -> int:

@@ -29,6 +29,7 @@ from drope_kernels.recalibrate.checkpoints import (
     step_of,
 )
 from drope_kernels.recalibrate.data import PackedRows
+from drope_kernels.recalibrate.enough import Need
 from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import (
@@ -112,6 +113,7 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         seed=plan.config.seed,
         progress=PackingProgress(),
     )
+    Need(plan.config, plan.context_length).check_packed(folder)
     train = _rows(plan, folder, "train")
     counts = [f"{folder.num_tokens(split):,}" for split in ("train", "validation")]
     say(

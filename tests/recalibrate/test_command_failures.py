@@ -21,12 +21,14 @@ from recalibrations import (
     write_start,
 )
 from safetensors import SafetensorError
-from texts import byte_tokenizer
+from texts import byte_tokenizer, documents_of
 from tokenizers import processors
 from transformers import LlamaForCausalLM
 
 from drope_kernels.cli import main
+from drope_kernels.recalibrate import enough, pack_documents
 from drope_kernels.recalibrate import run as running
+from drope_kernels.recalibrate.run_config import read_run_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -256,6 +258,62 @@ def test_a_finished_run_is_made_longer_where_its_schedule_allows(start, tmp_path
     assert "Only a constant schedule" in capsys.readouterr().err
 
 
-def test_too_little_text_is_said_with_numbers(start, tmp_path, capsys):
-    assert main(command(start, tmp_path / "out", "--length_sweep", "100")) == 1
-    assert "expected at least length * count" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--length_sweep", "1", "100"],
+            "length_sweep: expected at least 100 x context_length x s",
+        ),
+        (["--length_sweep", "1", "100"], "= 100 x 32 x 4 = 12800 held-out tokens, got "),
+        (
+            ["--length_sweep", "9", "--validation_share", "0.001"],
+            "raise validation_share=0.001, na",
+        ),
+        (["--length_sweep", "9", "--validation_data", "{short}"], "got 4; give more data, name"),
+        (
+            ["--eval_steps", "5", "--validation_data", "{short}"],
+            "eval_steps: expected a row of con",
+        ),
+        (["--batch_size", "999"], "batch_size x context_length = 999 x 32 = 31968 tokens to train"),
+        (["--data", "{short}"], "validation_share: expected two documents or more"),
+        (["--recipe", "smollm2_135m", "--context_length", "32"], "batch_size: expected at least"),
+    ],
+)
+def test_too_little_text_is_said_before_it_is_packed(more, message, start, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("abc")
+    more = [word.format(short=tmp_path / "short.txt") for word in more]
+    if "smollm2_135m" in more:
+        more += ["--batch_size", "256", "--sequences_per_step", "256"]
+    assert main(command(start, tmp_path / "out", *more)) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_text_is_said_of_packed_text_too(start, tmp_path, capsys):
+    cache = ["--data_cache", str(tmp_path / "tokens")]
+    assert main(command(start, tmp_path / "one", *cache, steps="1")) == 0
+    assert main(command(start, tmp_path / "two", *cache, "--length_sweep", "100")) == 1
+    assert "length_sweep: expected at least 100 x context_length" in capsys.readouterr().err
+
+
+def test_enough_is_what_packing_gives(tmp_path, monkeypatch):
+    """The look before packing counts to within an EOS a document what is packed, for any draw."""
+    monkeypatch.setattr(enough.Need, "_check", lambda need, found: found_tokens.update(found))
+    texts = documents_of(*(f"{i} " * (i + 1) for i in range(30)), " ")
+    for seed, share in ((0, 0.01), (1, 0.01), (2, 0.3)):
+        given = [
+            *("--model", "m", "--data", "d", "--output_dir", "o", "--steps", "1"),
+            *("--length_sweep", "1000", "--batch_size", "9999"),
+            *("--seed", str(seed), "--validation_share", str(share)),
+        ]
+        found_tokens = {}
+        config = read_run_config(given)
+        enough.Need(config, 32).check_documents(texts, None, byte_tokenizer())
+        packed = pack_documents(
+            texts, byte_tokenizer(), tmp_path / str(seed), seed=seed, validation_share=share
+        )
+        assert found_tokens["validation"] == packed.num_tokens("validation") > 0
+        assert found_tokens["train"] >= packed.num_tokens("train")
