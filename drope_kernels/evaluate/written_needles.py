@@ -261,6 +261,16 @@ def write_cases(
     return WrittenCases(tuple(cases), lambda ids: tokenizer.decode(ids.tolist()))
 
 
+def largest_in(cases: WrittenCases) -> int:
+    """The largest token id of prompts and answers."""
+    return max(
+        int(ids.max())
+        for case in cases.cases
+        for ids in (case.prompt, case.answer)
+        if ids is not None and len(ids)
+    )
+
+
 def numbers_in(text: str) -> frozenset[str]:
     """Every number of `DIGITS` digits in the text, so that no case asks for one."""
     return frozenset(re.findall(rf"(?=(\d{{{DIGITS}}}))", text))

@@ -6,7 +6,7 @@ The look tokenizes no more than it needs to see that there is, so it is short wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder, Split
@@ -20,8 +20,11 @@ Counts = dict[Split, int]
 class Need:
     """The tokens that a run needs of each split, and the settings that ask for them."""
 
-    def __init__(self, config: RunConfig, context_length: int) -> None:
+    def __init__(
+        self, config: RunConfig, context_length: int, vocabulary: int | None = None
+    ) -> None:
         self.config, self.context_length = config, context_length
+        self.vocabulary = vocabulary  # of the model; None: ids are not looked at
         row = context_length if config.eval_steps is not None else 0
         self.sweep = max(config.length_sweep, default=0) * context_length * config.sweep_windows
         self.tokens: Counts = {
@@ -42,12 +45,12 @@ class Need:
         """Of documents that are not packed yet.
 
         Raises:
-            ValueError: too few tokens or documents, with the settings that ask for more; documents
-                that cannot be read.
+            ValueError: too few tokens or documents, with the settings that ask for more; ids that
+                the model has not; documents that cannot be read.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # packing reads the same again, and warns
-            look = _Look(tokenizer, self.tokens)
+            look = _Look(tokenizer, self.tokens, self.vocabulary)
             if validation_documents is not None:
                 look.read(documents, lambda _: "train")
                 look.read(validation_documents, lambda _: "validation")
@@ -90,11 +93,21 @@ class Need:
         )
 
 
+def check_ids(what: str, ids: Sequence[int], vocabulary: int) -> None:
+    """ValueError for an id that the model has no embedding for."""
+    largest = max(ids, default=-1)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"tokenizer: expected ids below {vocabulary}, the model's vocabulary, got {largest} in "
+            f"{what}; put the model's own tokenizer beside it"
+        )
+
+
 class _Look:
     """Counts tokens as packing would write them, until there are enough."""
 
-    def __init__(self, tokenizer: Any, least: Counts) -> None:
-        self.tokenizer, self.least = tokenizer, least
+    def __init__(self, tokenizer: Any, least: Counts, vocabulary: int | None) -> None:
+        self.tokenizer, self.least, self.vocabulary = tokenizer, least, vocabulary
         self.tokens: Counts = dict.fromkeys(SPLITS, 0)
         self.num_documents = 0
 
@@ -121,4 +134,6 @@ class _Look:
                 return
             ids = self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
             self.tokens[split] += len(ids)
+            if self.vocabulary is not None:
+                check_ids("the text", ids, self.vocabulary)
         self.tokens[split] += 1  # EOS

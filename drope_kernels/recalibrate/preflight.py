@@ -18,9 +18,8 @@ from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
 from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
-from drope_kernels.recalibrate.enough import Need
+from drope_kernels.recalibrate.enough import Need, check_ids
 from drope_kernels.recalibrate.packed_folder import METADATA
-from drope_kernels.recalibrate.packing import vocabulary_size
 from drope_kernels.recalibrate.run_config import RunConfig
 from drope_kernels.texts.documents import Documents, read_documents
 
@@ -75,10 +74,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     tokenizer = load_tokenizer(str(config.model))
     model_config = read_config(str(config.model))
-    _check_tokenizer(tokenizer, model_config)
-    for prompt in config.samples:
-        if not tokenizer(prompt)["input_ids"]:
-            raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
+    _check_tokenizer(tokenizer, model_config, config.samples)
     context_length = _context_length(config, model_config)
     _rehearse(config, model_config)
     plan = RunPlan(
@@ -93,7 +89,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         progress=_progress(config),
     )
     _check_export(config)
-    _check_texts(plan)
+    _check_texts(plan, model_config.vocab_size)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ImportError(
             "tensorboard: expected the package, it is missing: pip install tensorboard"
@@ -101,10 +97,10 @@ def plan_run(config: RunConfig) -> RunPlan:
     return plan
 
 
-def _check_texts(plan: RunPlan) -> None:
+def _check_texts(plan: RunPlan, vocabulary: int) -> None:
     """That there is text enough, unless it is packed already and `run.packed_data` sees it."""
     if plan.progress == "new" and not (plan.data_folder / METADATA).is_file():
-        need = Need(plan.config, plan.context_length)
+        need = Need(plan.config, plan.context_length, vocabulary)
         need.check_documents(plan.documents, plan.validation_documents, plan.tokenizer)
 
 
@@ -132,18 +128,21 @@ def _rope_parameters(model_config: Any) -> list[dict[str, Any]]:
     return [x for x in given.values() if isinstance(x, dict)] or [given]
 
 
-def _check_tokenizer(tokenizer: Any, model_config: Any) -> None:
+def _check_tokenizer(tokenizer: Any, model_config: Any, prompts: list[str]) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "tokenizer: expected one with an EOS token, which marks where documents end, got none; "
             "set eos_token in tokenizer_config.json"
         )
-    size = vocabulary_size(tokenizer)
-    if size > model_config.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected ids below {model_config.vocab_size}, the model's vocabulary, got "
-            f"{size - 1}; put the model's own tokenizer beside it"
-        )
+    # Ids that no text gets may lie beyond the embedding, as one of Gemma 3's does.
+    needed = [("its EOS", [tokenizer.eos_token_id])]
+    for prompt in prompts:
+        ids = tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
+        needed.append((f"the prompt {prompt!r}", ids))
+    for what, ids in needed:
+        check_ids(what, ids, model_config.vocab_size)
 
 
 def _context_length(config: RunConfig, model_config: Any) -> int:

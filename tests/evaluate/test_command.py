@@ -279,7 +279,6 @@ def test_a_report_says_what_control_it_has():
         (["{rope}", "--cases", "0"], "num_cases: expected at least 1"),
         (["{rope}", "--compare", "{free}:rope"], "expected a name of its own for each model"),
         (["{rope}", "--compare", "{other}"], "expected the tokenizer of the first model"),
-        (["{rope}", "--tokenizer", "{other}"], "expected token ids below rope's vocab_size 576"),
         (["{rope}", "--out", "{place}"], "expected a new folder or an earlier report"),
     ],
 )
@@ -296,6 +295,20 @@ def test_refusals_come_before_weights(place, tmp_path, monkeypatch, capsys, word
     assert error.startswith("drope evaluate: ")
     assert re.search(message, error), error
     assert not (tmp_path / "report").exists()
+
+
+def test_ids_beyond_the_embedding_count_where_a_text_has_them(place, tmp_path, capsys):
+    """Gemma 3 has such an id, which no text gets."""
+    out = ["--out", str(tmp_path / "report")]
+    words = [str(place / "rope"), "--tokenizer", str(place / "other"), "--methods", "as_is"]
+    words += ["--lengths", "1x", "--tasks", "single", *QUICK]
+    assert evaluate(place, *words, *out) == 0
+    (tmp_path / "more.txt").write_text("A word that is <more> than the model has.")
+    text = [*texts(place), str(tmp_path / "more.txt")]
+    assert evaluate(place, *words, "--out", str(tmp_path / "other"), text=text) == BAD_ARGUMENTS
+    said = "expected token ids below rope's vocab_size 576, got up to 576"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_missing_package_is_named(place, monkeypatch, capsys):

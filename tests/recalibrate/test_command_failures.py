@@ -208,6 +208,27 @@ def test_wrong_models_are_refused_before_their_weights_are_read(
     assert not (tmp_path / "out").exists()
 
 
+def test_ids_beyond_the_embedding_count_where_a_text_has_them(start, tmp_path, capsys):
+    """Gemma 3 has such an id, which no text gets."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    tokenizer = byte_tokenizer(more=1)
+    tokenizer.add_tokens(["<image>"])
+    save(model, llama(), tokenizer)  # ids 257 and 258 are beyond
+    given = command(start, out, steps="1")
+    given[given.index("--model") + 1] = str(model)
+    assert main(given) == 0
+    given[given.index("--output_dir") + 1] = str(tmp_path / "other")
+    assert main([*given, "--samples", "an <image>"]) == 2
+    assert "got 258 in the prompt 'an <image>'; put the model's" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "b.txt").write_text("an <image> in it")
+    given[given.index("--data") + 1] = str(tmp_path / "*.txt")
+    assert main(given) == 2
+    shown = capsys.readouterr().err
+    assert "tokenizer: expected ids below 257, the model's vocabulary, got 258 in the text" in shown
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
