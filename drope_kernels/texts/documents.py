@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drope_kernels.texts.columns import (
+    NO_VALUE,
+    columns_of,
+    columns_of_schema,
+    no_text,
+    shown,
+    value_at,
+)
 from drope_kernels.texts.compression import BrokenStreamError, compression_name, opened
 from drope_kernels.texts.sources import Kind, Source, find_sources
 
@@ -45,7 +53,7 @@ def read_documents(
 
     Args:
         sources: a path, a `datasets.Dataset`, or an iterable of these, of one kind or several.
-        text_column: name of the column or key.
+        text_column: name of the column or key; `data.text` is `text` within `data`.
         skip_corrupt: leave out what cannot be read instead of stopping: counted in
             `Documents.num_corrupt`, the first with a warning each.
 
@@ -159,7 +167,7 @@ def _parsed(content: bytes, place: str, expected: str, corrupt: Corrupt) -> Any:
     except UnicodeDecodeError as error:
         corrupt(place, "UTF-8", _byte(error))
     except (ValueError, RecursionError) as error:
-        corrupt(place, expected, f"{_shown(content)} ({error})")
+        corrupt(place, expected, f"{shown(content)} ({error})")
     return _NOTHING
 
 
@@ -169,10 +177,10 @@ def _read_object(
     place = _place(source, number)
     if not isinstance(row, dict):
         corrupt(place, "a JSON object", f"a {type(row).__name__}")
-    elif column not in row:
-        corrupt(place, f"the key {column!r}", f"the keys {_shown(str(list(row)))}")
+    elif (value := value_at(row, column)) is NO_VALUE:
+        corrupt(place, f"the key {column!r}", f"the keys {columns_of(row)}")
     else:
-        yield from _checked(row[column], source, number, column, corrupt)
+        yield from _checked(value, source, number, column, corrupt)
 
 
 def _read_table(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
@@ -195,9 +203,9 @@ def _read_table(source: Source, column: str, corrupt: Corrupt) -> Iterator[Docum
         kind = compression_name(Path(source.name))
         corrupt(f"{source.name}, after row {number}", f"the rest of a {kind} file", str(error))
     except KeyError as error:
-        corrupt(source.name, f"the column {column!r} in its first line", _shown(str(error)))
+        corrupt(source.name, f"the column {column!r} in its first line", shown(str(error)))
     except pyarrow.ArrowException as error:
-        corrupt(f"{source.name}, after row {number}", "rows of a table", _shown(str(error), 200))
+        corrupt(f"{source.name}, after row {number}", "rows of a table", shown(str(error), 200))
 
 
 def _read_parquet(source: Source, column: str, corrupt: Corrupt) -> Iterator[Document]:
@@ -207,24 +215,36 @@ def _read_parquet(source: Source, column: str, corrupt: Corrupt) -> Iterator[Doc
     number = 0
     try:
         with ParquetFile(source.name) as file:
-            if column not in file.schema_arrow.names:
-                names = file.schema_arrow.names
-                corrupt(source.name, f"the column {column!r}", f"the columns {_shown(str(names))}")
+            schema = file.schema_arrow
+            if not _has_column(schema, column):
+                got = f"the columns {columns_of_schema(schema)}"
+                corrupt(source.name, f"the column {column!r}", got)
                 return
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 for cell in batch.column(0):
                     number += 1
-                    yield from _read_cell(cell, source, number, column, corrupt)
+                    inner = "" if column in schema.names else column.partition(".")[2]
+                    yield from _read_cell(cell, source, number, column, inner, corrupt)
     except (OSError, pyarrow.ArrowException) as error:
         place = source.name if number == 0 else f"{source.name}, after row {number}"
-        corrupt(place, "a whole Parquet file", _shown(str(error)))
+        corrupt(place, "a whole Parquet file", shown(str(error)))
+
+
+def _has_column(fields: Any, column: str) -> bool:
+    """Whether a pyarrow schema, or a struct in it, has this column or path."""
+    types = {field.name: field.type for field in fields}
+    first, dot, rest = column.partition(".")
+    if column in types or not dot or first not in types:
+        return column in types
+    return str(types[first]).startswith("struct<") and _has_column(types[first], rest)
 
 
 def _read_cell(
-    cell: Any, source: Source, number: int, column: str, corrupt: Corrupt
+    cell: Any, source: Source, number: int, column: str, inner: str, corrupt: Corrupt
 ) -> Iterator[Document]:
     try:
-        value = cell.as_py()
+        value = value_at(cell.as_py(), inner) if inner else cell.as_py()
+        value = None if value is NO_VALUE else value
     except UnicodeDecodeError as error:
         corrupt(_place(source, number), "UTF-8", _byte(error))
     else:
@@ -238,18 +258,19 @@ def _read_dataset(source: Source, column: str, corrupt: Corrupt) -> Iterator[Doc
     number = 0
     try:
         rows = load_from_disk(source.name) if source.dataset is None else source.dataset
-        if column not in rows.column_names:
-            corrupt(
-                source.name,
-                f"the column {column!r}",
-                f"the columns {_shown(str(rows.column_names))}",
-            )
+        schema = rows.features.arrow_schema
+        if not _has_column(schema, column):
+            got = f"the columns {columns_of_schema(schema)}"
+            corrupt(source.name, f"the column {column!r}", got)
             return
-        for number, row in enumerate(rows.with_format(None).select_columns([column]), start=1):
-            yield from _checked(row[column], source, number, column, corrupt)
+        first = column if column in rows.column_names else column.partition(".")[0]
+        for number, row in enumerate(rows.with_format(None).select_columns([first]), start=1):
+            value = value_at(row, column)
+            value = None if value is NO_VALUE else value
+            yield from _checked(value, source, number, column, corrupt)
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         place = source.name if number == 0 else f"{source.name}, after row {number}"
-        corrupt(place, "a whole dataset", _shown(str(error)))
+        corrupt(place, "a whole dataset", shown(str(error)))
 
 
 def _checked(
@@ -257,7 +278,7 @@ def _checked(
 ) -> Iterator[Document]:
     place = _place(source, number)
     if not isinstance(value, str):
-        corrupt(place, f"a string as {column!r}", f"{_shown(repr(value))}")
+        corrupt(place, f"a string as {column!r}", no_text(value))
         return
     try:
         value.encode()
@@ -273,13 +294,6 @@ def _place(source: Source, number: int) -> str:
 
 def _byte(error: UnicodeDecodeError) -> str:
     return f"the byte {error.object[error.start]:#04x}"
-
-
-def _shown(content: bytes | str, most: int = 60) -> str:
-    """Enough of it to be recognised."""
-    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 _READERS: dict[Kind, Callable[[Source, str, Corrupt], Iterator[Document]]] = {
