@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from drope_kernels.evaluate.sweep import SweepData
-from drope_kernels.evaluate.tokens import encode_documents, first_token, split_text
+from drope_kernels.evaluate.tokens import encode_documents, split_text
 from drope_kernels.evaluate.written_needles import largest_in, numbers_in, write_cases
+from drope_kernels.texts.tokens import first_token
 from drope_kernels.texts.windows import text_windows
 
 FIT_WINDOWS = 4  # one window to fit the temperature on for so many measured ones

@@ -13,6 +13,7 @@ from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder, Split
 from drope_kernels.recalibrate.packing import Draw, pieces_of
 from drope_kernels.recalibrate.run_config import RunConfig
 from drope_kernels.texts.documents import Document
+from drope_kernels.texts.tokens import first_token
 
 Counts = dict[Split, int]
 
@@ -50,7 +51,7 @@ class Need:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # packing reads the same again, and warns
-            look = _Look(tokenizer, self.tokens, self.vocabulary)
+            look = _Look(tokenizer, self)
             if validation_documents is not None:
                 look.read(documents, lambda _: "train")
                 look.read(validation_documents, lambda _: "validation")
@@ -106,8 +107,9 @@ def check_ids(what: str, ids: Sequence[int], vocabulary: int) -> None:
 class _Look:
     """Counts tokens as packing would write them, until there are enough."""
 
-    def __init__(self, tokenizer: Any, least: Counts, vocabulary: int | None) -> None:
-        self.tokenizer, self.least, self.vocabulary = tokenizer, least, vocabulary
+    def __init__(self, tokenizer: Any, need: Need) -> None:
+        self.tokenizer, self.least, self.vocabulary = tokenizer, need.tokens, need.vocabulary
+        self.begins = need.config.bos and first_token(tokenizer) is not None
         self.tokens: Counts = dict.fromkeys(SPLITS, 0)
         self.num_documents = 0
 
@@ -136,4 +138,4 @@ class _Look:
             self.tokens[split] += len(ids)
             if self.vocabulary is not None:
                 check_ids("the text", ids, self.vocabulary)
-        self.tokens[split] += 1  # EOS
+        self.tokens[split] += 1 + self.begins  # EOS, BOS

@@ -35,7 +35,8 @@ def _starts_file(split: Split) -> str:
 
 @dataclass(frozen=True)
 class PackedFolder:
-    """The documents of both splits as one stream of token ids each, EOS behind every document.
+    """The documents of both splits as one stream of token ids each, EOS behind every document, and
+    BOS before it where the tokenizer begins texts so.
 
     Files: `train.tokens` and `validation.tokens` (uint16 or uint32, little endian),
     `train.starts` and `validation.starts` (int64: where each document begins, then the end),
@@ -128,8 +129,10 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 class SplitWriter:
     """Appends documents to the two files of a split."""
 
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], eos: int) -> None:
-        self.folder, self.split, self.dtype, self.eos = folder, split, dtype, eos
+    def __init__(
+        self, folder: Path, split: Split, dtype: np.dtype[Any], eos: int, bos: int | None = None
+    ) -> None:
+        self.folder, self.split, self.dtype, self.eos, self.bos = folder, split, dtype, eos, bos
         with _explained(folder):
             self.tokens = (folder / _tokens_file(split)).open("wb")
             self.starts = (folder / _starts_file(split)).open("wb")
@@ -154,7 +157,9 @@ class SplitWriter:
                     _settle(file)
 
     def write(self, ids: list[int]) -> None:
-        """Goes on with a document."""
+        """Goes on with a document, or begins one: with BOS, unless the text brought its own."""
+        if ids and self.bos is not None and self.num_tokens == self.begin and ids[0] != self.bos:
+            ids = [self.bos, *ids]
         if ids:
             self.num_tokens += len(ids)
             self.last_token = ids[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from drope_kernels.recalibrate.packed_folder import (
     written_whole,
 )
 from drope_kernels.texts.documents import Document, Documents
+from drope_kernels.texts.tokens import first_token
 
 CHARACTERS_AT_ONCE = 1 << 20  # tokenizing takes some 140 bytes of memory for each
 Progress = Callable[[int, int], None]
@@ -39,15 +41,17 @@ def pack_documents(
     validation_documents: Iterable[Document] | None = None,
     validation_share: float = 0.01,
     seed: int = 0,
+    bos: bool = True,
     progress: Progress | None = None,
 ) -> PackedFolder:
     """Tokenizes documents into `folder`, or finds that it holds just these already.
 
-    Each document ends with the tokenizer's EOS and has no other special token that its text does
-    not spell. Empty documents are left out and counted. A document of more than CHARACTERS_AT_ONCE
-    is tokenized in pieces, cut at line breaks: tokens beside a cut may differ from those of the
-    whole. The folder appears when it is whole; an interrupted call leaves nothing; of several calls
-    at once one writes and the others wait, to find what it has made.
+    Each document begins with the BOS of a tokenizer that begins texts with it, ends with the
+    tokenizer's EOS, and has no other special token that its text does not spell. Empty documents
+    are left out and counted. A document of more than CHARACTERS_AT_ONCE is tokenized in pieces, cut
+    at line breaks: tokens beside a cut may differ from those of the whole. The folder appears when
+    it is whole; an interrupted call leaves nothing; of several calls at once one writes and the
+    others wait, to find what it has made.
 
     Args:
         documents: of `read_documents`, or any others; only of the former it can be known whether a
@@ -58,6 +62,7 @@ def pack_documents(
         validation_share: share of documents in the validation split, drawn one by one from seed
             and number of the document; 0: none. Of two documents or more each split gets one.
         seed: of the draw.
+        bos: False: no document begins with BOS, whatever the tokenizer does with other texts.
         progress: called now and then with the numbers of documents and of tokens so far.
 
     Raises:
@@ -67,16 +72,16 @@ def pack_documents(
         OSError: the folder cannot be written.
     """
     target = Path(folder).absolute()
-    request = _request(tokenizer, validation_documents, validation_share, seed)
+    request = _request(tokenizer, validation_documents, validation_share, seed, bos)
     with nullcontext() if _is_filled(target) else one_at_a_time(target):
         if _is_filled(target):
             return _reused(target, request, documents, validation_documents)
-        packing = _Packing(tokenizer, progress)
+        packing = _Packing(tokenizer, request["bos_token_id"], progress)
         with written_whole(target) as partial:
             sources = [_record(one) for one in (documents, validation_documents)]
             with ExitStack() as files:
                 for split in SPLITS:
-                    writer = SplitWriter(partial, split, packing.dtype, packing.eos)
+                    writer = packing.writer(partial, split)
                     packing.writers[split] = files.enter_context(writer)
                 if validation_documents is None:
                     packing.pack(documents, Draw(seed, validation_share))
@@ -109,6 +114,7 @@ class _Packing:
     """One run over documents: the writers of the splits, and what was counted."""
 
     tokenizer: PreTrainedTokenizerBase
+    bos: int | None
     progress: Progress | None
     writers: dict[Split, SplitWriter] = field(default_factory=dict)
     num_documents: int = 0  # those that are not empty
@@ -122,6 +128,9 @@ class _Packing:
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype("<u2" if vocabulary_size(self.tokenizer) <= 1 << 16 else "<u4")
+
+    def writer(self, folder: Path, split: Split) -> SplitWriter:
+        return SplitWriter(folder, split, self.dtype, self.eos, self.bos)
 
     def pack(self, documents: Iterable[Document], split_of: Callable[[int], Split]) -> None:
         for batch in _batches(self._pieces(documents, split_of)):
@@ -169,7 +178,7 @@ class _Packing:
         rows = self.writers[full].read_documents()
         with ExitStack() as files:
             for split in SPLITS:
-                writer = SplitWriter(folder, split, self.dtype, self.eos)
+                writer = self.writer(folder, split)
                 self.writers[split] = files.enter_context(writer)
             for index, row in enumerate(rows):
                 writer = self.writers[empty if index == moved else full]
@@ -279,6 +288,7 @@ def _request(
     validation_documents: Iterable[Document] | None,
     validation_share: float,
     seed: int,
+    bos: bool,
 ) -> dict[str, Any]:
     """The settings, checked: with the documents they decide what the folder holds."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -296,6 +306,13 @@ def _request(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed: expected an int, got {seed!r}")
     drawn = validation_documents is None and validation_share > 0
+    begins_with = first_token(tokenizer)
+    if begins_with is not None and not bos:
+        warnings.warn(
+            f"bos: the tokenizer begins every text with {tokenizer.bos_token!r}, as samples and "
+            "evaluation do; documents to train on will not begin so",
+            stacklevel=3,
+        )
     return {
         "tokenizer": {
             "name": str(tokenizer.name_or_path),
@@ -305,6 +322,7 @@ def _request(
         },
         "validation_share": validation_share if drawn else 0.0,
         "seed": seed if drawn else None,
+        "bos_token_id": begins_with if bos else None,
     }
 
 
@@ -325,7 +343,8 @@ def _reused(
     """What the folder holds, if it was packed from the same things."""
     packed = PackedFolder.load(folder)
     saved = packed.metadata
-    others = [name for name in ("validation_share", "seed") if saved[name] != request[name]]
+    settings = ("validation_share", "seed", "bos_token_id")
+    others = [name for name in settings if saved.get(name) != request[name]]
     if saved["tokenizer"]["fingerprint"] != request["tokenizer"]["fingerprint"]:
         others.append("tokenizer")
     for name, given in (

@@ -45,6 +45,7 @@ from drope_kernels.recalibrate.progress import TrainingProgress
 from drope_kernels.recalibrate.recalibration import RecalibrationResult, recalibrate
 from drope_kernels.recalibrate.records import StepRecords
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
+from drope_kernels.texts.tokens import first_token
 from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
@@ -111,6 +112,7 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         validation_documents=plan.validation_documents,
         validation_share=plan.config.validation_share,
         seed=plan.config.seed,
+        bos=plan.config.bos,
         progress=PackingProgress(),
     )
     Need(plan.config, plan.context_length).check_packed(folder)
@@ -222,7 +224,8 @@ def observers(plan: RunPlan, held_out: PackedRows | None) -> list[Observer]:
         text = torch.from_numpy(np.array(held_out.folder.tokens("validation")))
         windows = text_windows(text, lengths[-1], config.sweep_windows)
         records = StepRecords(plan.folder / SWEEP)
-        found.append(HeldOutLosses(windows, lengths, records, config.sweep_steps))
+        start = first_token(plan.tokenizer) if config.bos else None
+        found.append(HeldOutLosses(windows, lengths, records, config.sweep_steps, start))
     return found
 
 

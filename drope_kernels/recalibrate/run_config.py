@@ -90,6 +90,7 @@ class RunConfig:
     validation_share: float = _option(0.01, "documents held out where validation_data is not given")
     text_column: str = _option("text", "of JSON, CSV, Parquet and datasets")
     skip_corrupt: bool = _option(False, "leave out and count corrupt lines, instead of stopping")
+    bos: bool = _option(True, "begin documents with BOS if the tokenizer begins texts with it")
     data_cache: str | None = _option(None, "folder of the tokens; default: data/ in output_dir")
 
     log_steps: int = _option(10, "steps between two log lines")

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from drope_kernels.evaluate import WRITTEN_TASKS, write_cases
 from drope_kernels.evaluate.inputs import InputChoice, draw_inputs
-from drope_kernels.evaluate.tokens import encode, first_token, split_text
+from drope_kernels.evaluate.tokens import encode, split_text
 from drope_kernels.evaluate.written_needles import numbers_in
+from drope_kernels.texts.tokens import first_token
 
 LENGTH = 800
 TEXT = "The list holds 1234567 entries; sorting keeps the order of equal ones.\n" * 60

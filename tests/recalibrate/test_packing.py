@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import EOS, byte_tokenizer, documents_of
+from texts import BOS, EOS, byte_tokenizer, documents_of
+from tokenizers import processors
 
 from drope_kernels.recalibrate import (
     PackedFolder,
@@ -65,6 +66,28 @@ def test_an_eos_of_the_text_itself_is_not_doubled(tmp_path):
     tokenizer = byte_tokenizer()
     packed = pack(tmp_path / "packed", ["a" + EOS, "b", EOS], tokenizer)
     assert contents(packed) == [ids_of("a", tokenizer), ids_of("b", tokenizer), [256]]
+
+
+def test_documents_begin_as_the_tokenizer_begins_texts(tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer(bos=True)
+    texts = ["a", BOS + "b", "long " * 20, " "]  # BOS of the text itself is not doubled
+    monkeypatch.setattr(packing, "CHARACTERS_AT_ONCE", 16)  # nor is there one in every piece
+    packed = pack(tmp_path / "with", texts, tokenizer)
+    bodies = [ids_of(text, tokenizer) for text in ("a", "b", texts[2])]
+    assert contents(packed) == [[tokenizer.bos_token_id, *body] for body in bodies]
+    assert contents(packed)[0] == [*tokenizer("a")["input_ids"], tokenizer.eos_token_id]
+    assert packed.metadata["bos_token_id"] == tokenizer.bos_token_id == 257
+    with pytest.warns(UserWarning, match="every text with '<bos>'.*will not begin so"):
+        packed = pack(tmp_path / "without", ["a"], tokenizer, bos=False)
+    assert contents(packed) == bodies[:1]
+    held_out = pack(tmp_path / "moved", ["a", "b"], tokenizer, validation_share=0.01)
+    both = contents(held_out) + contents(held_out, "validation")
+    assert sorted(both) == sorted([257, *body] for body in bodies[:2])
+    unlike = byte_tokenizer(bos=True)  # it has one, and begins no text with it
+    unlike.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )
+    assert contents(pack(tmp_path / "unlike", ["a"], unlike)) == [ids_of("a", unlike)]
 
 
 def test_a_tokenizer_that_truncates_still_gives_whole_documents(tmp_path):
@@ -209,6 +232,7 @@ def test_a_folder_is_used_again_by_the_same_call_only(tmp_path):
         ({"tokenizer": byte_tokenizer(more=1)}, "different tokenizer;"),
         ({"validation_share": 0.5}, "different validation_share, seed;"),
         ({"validation_documents": held_out}, "different validation_documents;"),
+        ({"tokenizer": byte_tokenizer(bos=True)}, "different bos_token_id, tokenizer;"),
     ):
         with pytest.raises(ValueError, match=message):
             again(**change)

@@ -7,21 +7,36 @@ from transformers import PreTrainedTokenizerFast
 
 from drope_kernels.recalibrate import Document
 
-EOS = "<eos>"
+EOS, BOS = "<eos>", "<bos>"
 
 
-def byte_tokenizer(*, merges: tuple[tuple[str, str], ...] = (), more: int = 0, eos: bool = True):
-    """One token per byte, 0 to 255, then EOS, then the merged pairs and `more` unused tokens."""
+def byte_tokenizer(
+    *,
+    merges: tuple[tuple[str, str], ...] = (),
+    more: int = 0,
+    eos: bool = True,
+    bos: bool = False,
+):
+    """One token per byte, 0 to 255, then EOS, then the merged pairs and `more` unused tokens.
+
+    With `bos` another one, the last, begins every text, as Gemma's and Llama's tokenizers do it.
+    """
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), EOS]
     words += ["".join(pair) for pair in merges] + [f"<unused{i}>" for i in range(more)]
+    words += [BOS] * bos
     vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(  # what training data must not get
-        single=f"{EOS} $A", special_tokens=[(EOS, vocabulary[EOS])]
+    first = BOS if bos else EOS  # EOS there is what training data must not get
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, vocabulary[first])]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS if eos else None)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS if eos else None,
+        bos_token=BOS if bos else None,
+    )
 
 
 def documents_of(*texts: str) -> list[Document]:
