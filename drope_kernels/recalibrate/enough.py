@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder, Split
-from drope_kernels.recalibrate.packing import Draw, pieces_of
+from drope_kernels.recalibrate.packing import Draw, pieces_of, spelled_eos
 from drope_kernels.recalibrate.run_config import RunConfig
-from drope_kernels.texts.documents import Document
+from drope_kernels.texts.documents import Document, split_files
 from drope_kernels.texts.tokens import first_token
 
 Counts = dict[Split, int]
@@ -111,13 +111,15 @@ class _Look:
         self.tokenizer, self.least, self.vocabulary = tokenizer, need.tokens, need.vocabulary
         self.begins = need.config.bos and first_token(tokenizer) is not None
         self.tokens: Counts = dict.fromkeys(SPLITS, 0)
+        self.mark = spelled_eos(tokenizer) if need.config.split_at_eos else None
         self.num_documents = 0
 
     def read(self, documents: Iterable[Document], split_of: Any, least_documents: int = 0) -> None:
         """Goes on until both splits have enough; a split that nothing is drawn for gets one."""
         drawn: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         nearest = ""
-        for index, document in enumerate(x for x in documents if x.text.strip()):
+        whole = split_files(documents, self.mark)
+        for index, document in enumerate(x for x in whole if x.text.strip()):
             split = split_of(index)
             drawn[split] += 1
             self.num_documents += 1

@@ -26,7 +26,7 @@ from drope_kernels.recalibrate.packed_folder import (
     write_metadata,
     written_whole,
 )
-from drope_kernels.texts.documents import Document, Documents
+from drope_kernels.texts.documents import Document, Documents, split_files
 from drope_kernels.texts.tokens import first_token
 
 CHARACTERS_AT_ONCE = 1 << 20  # tokenizing takes some 140 bytes of memory for each
@@ -42,6 +42,7 @@ def pack_documents(
     validation_share: float = 0.01,
     seed: int = 0,
     bos: bool = True,
+    split_at_eos: bool = True,
     progress: Progress | None = None,
 ) -> PackedFolder:
     """Tokenizes documents into `folder`, or finds that it holds just these already.
@@ -63,6 +64,8 @@ def pack_documents(
             and number of the document; 0: none. Of two documents or more each split gets one.
         seed: of the draw.
         bos: False: no document begins with BOS, whatever the tokenizer does with other texts.
+        split_at_eos: a text file is the documents between the EOS that it spells, each of them
+            drawn by itself; False: it is one. Lines and rows are one document each always.
         progress: called now and then with the numbers of documents and of tokens so far.
 
     Raises:
@@ -73,10 +76,11 @@ def pack_documents(
     """
     target = Path(folder).absolute()
     request = _request(tokenizer, validation_documents, validation_share, seed, bos)
+    request["split_at_eos"] = spelled_eos(tokenizer) if split_at_eos else None
     with nullcontext() if _is_filled(target) else one_at_a_time(target):
         if _is_filled(target):
             return _reused(target, request, documents, validation_documents)
-        packing = _Packing(tokenizer, request["bos_token_id"], progress)
+        packing = _Packing(tokenizer, request["bos_token_id"], request["split_at_eos"], progress)
         with written_whole(target) as partial:
             sources = [_record(one) for one in (documents, validation_documents)]
             with ExitStack() as files:
@@ -115,6 +119,7 @@ class _Packing:
 
     tokenizer: PreTrainedTokenizerBase
     bos: int | None
+    mark: str | None  # between the documents of a text file
     progress: Progress | None
     writers: dict[Split, SplitWriter] = field(default_factory=dict)
     num_documents: int = 0  # those that are not empty
@@ -151,7 +156,7 @@ class _Packing:
     def _pieces(
         self, documents: Iterable[Document], split_of: Callable[[int], Split]
     ) -> Iterator[_Piece]:
-        for document in documents:
+        for document in split_files(documents, self.mark):
             if not document.text.strip():
                 self.num_empty += 1
                 continue
@@ -273,6 +278,13 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def spelled_eos(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """EOS as a text may spell it, if the tokenizer then reads it as EOS."""
+    text = str(tokenizer.eos_token)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if ids == [tokenizer.eos_token_id] else None
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides which ids a text gets."""
     rules: dict[str, Any] = {"vocabulary": sorted(tokenizer.get_vocab().items())}
@@ -343,7 +355,7 @@ def _reused(
     """What the folder holds, if it was packed from the same things."""
     packed = PackedFolder.load(folder)
     saved = packed.metadata
-    settings = ("validation_share", "seed", "bos_token_id")
+    settings = ("validation_share", "seed", "bos_token_id", "split_at_eos")
     others = [name for name in settings if saved.get(name) != request[name]]
     if saved["tokenizer"]["fingerprint"] != request["tokenizer"]["fingerprint"]:
         others.append("tokenizer")

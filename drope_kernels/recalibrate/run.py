@@ -30,7 +30,7 @@ from drope_kernels.recalibrate.checkpoints import (
 )
 from drope_kernels.recalibrate.data import PackedRows
 from drope_kernels.recalibrate.enough import Need
-from drope_kernels.recalibrate.packed_folder import PackedFolder, written_whole
+from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder, written_whole
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import (
     MODEL,
@@ -113,6 +113,7 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         validation_share=plan.config.validation_share,
         seed=plan.config.seed,
         bos=plan.config.bos,
+        split_at_eos=plan.config.split_at_eos,
         progress=PackingProgress(),
     )
     Need(plan.config, plan.context_length).check_packed(folder)
@@ -120,7 +121,8 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
     counts = [f"{folder.num_tokens(split):,}" for split in ("train", "validation")]
     say(
         f"{counts[0]} tokens to train on in {len(train):,} rows of {plan.context_length}, "
-        f"{counts[1]} held out"
+        f"{counts[1]} held out; "
+        f"{sum(map(folder.num_documents, SPLITS)):,} documents"
     )
     passes = (
         plan.recalibration.total_steps(num_devices())

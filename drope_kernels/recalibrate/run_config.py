@@ -91,6 +91,7 @@ class RunConfig:
     text_column: str = _option("text", "of JSON, CSV, Parquet and datasets")
     skip_corrupt: bool = _option(False, "leave out and count corrupt lines, instead of stopping")
     bos: bool = _option(True, "begin documents with BOS if the tokenizer begins texts with it")
+    split_at_eos: bool = _option(True, "a text file is the documents between the EOS it spells")
     data_cache: str | None = _option(None, "folder of the tokens; default: data/ in output_dir")
 
     log_steps: int = _option(10, "steps between two log lines")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,20 @@ def read_documents(
         ImportError: a missing package (pyarrow, datasets).
     """
     return Documents(find_sources(sources), text_column, skip_corrupt)
+
+
+def split_files(documents: Iterable[Document], mark: str | None) -> Iterator[Document]:
+    """The same, but text files as the documents between the marks that they spell.
+
+    Rows stay whole: in them marks may stand between the turns of a conversation.
+    """
+    for document in documents:
+        if mark is None or document.line is not None or mark not in document.text:
+            yield document
+            continue
+        parts = [part for part in document.text.split(mark) if part.strip()]
+        for part in parts or [""]:
+            yield Document(part, document.source, None)
 
 
 class Documents:

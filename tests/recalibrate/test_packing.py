@@ -7,7 +7,6 @@ import json
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import pairwise
 from threading import Event
 from types import NoneType
 
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import BOS, EOS, byte_tokenizer, documents_of
-from tokenizers import processors
+from texts import EOS, TEXTS, byte_tokenizer, contents, documents_of, ids_of, pack
 
 from drope_kernels.recalibrate import (
     PackedFolder,
@@ -24,23 +22,6 @@ from drope_kernels.recalibrate import (
     packing,
     read_documents,
 )
-
-TEXTS = ["One document.", "  \n", "Another, longer document: grün 🙂.\n", "", "Third"]
-
-
-def pack(folder, texts=TEXTS, tokenizer=None, **options):
-    options = {"validation_share": 0.0} | options
-    return pack_documents(documents_of(*texts), tokenizer or byte_tokenizer(), folder, **options)
-
-
-def contents(packed, split="train"):
-    """Token ids of each document of a split."""
-    tokens, starts = packed.tokens(split).tolist(), packed.starts(split).tolist()
-    return [tokens[begin:end] for begin, end in pairwise(starts)]
-
-
-def ids_of(text, tokenizer):
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 # ---- what the files hold ---------------------------------------------------------------------
@@ -66,28 +47,6 @@ def test_an_eos_of_the_text_itself_is_not_doubled(tmp_path):
     tokenizer = byte_tokenizer()
     packed = pack(tmp_path / "packed", ["a" + EOS, "b", EOS], tokenizer)
     assert contents(packed) == [ids_of("a", tokenizer), ids_of("b", tokenizer), [256]]
-
-
-def test_documents_begin_as_the_tokenizer_begins_texts(tmp_path, monkeypatch):
-    tokenizer = byte_tokenizer(bos=True)
-    texts = ["a", BOS + "b", "long " * 20, " "]  # BOS of the text itself is not doubled
-    monkeypatch.setattr(packing, "CHARACTERS_AT_ONCE", 16)  # nor is there one in every piece
-    packed = pack(tmp_path / "with", texts, tokenizer)
-    bodies = [ids_of(text, tokenizer) for text in ("a", "b", texts[2])]
-    assert contents(packed) == [[tokenizer.bos_token_id, *body] for body in bodies]
-    assert contents(packed)[0] == [*tokenizer("a")["input_ids"], tokenizer.eos_token_id]
-    assert packed.metadata["bos_token_id"] == tokenizer.bos_token_id == 257
-    with pytest.warns(UserWarning, match="every text with '<bos>'.*will not begin so"):
-        packed = pack(tmp_path / "without", ["a"], tokenizer, bos=False)
-    assert contents(packed) == bodies[:1]
-    held_out = pack(tmp_path / "moved", ["a", "b"], tokenizer, validation_share=0.01)
-    both = contents(held_out) + contents(held_out, "validation")
-    assert sorted(both) == sorted([257, *body] for body in bodies[:2])
-    unlike = byte_tokenizer(bos=True)  # it has one, and begins no text with it
-    unlike.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A", special_tokens=[]
-    )
-    assert contents(pack(tmp_path / "unlike", ["a"], unlike)) == [ids_of("a", unlike)]
 
 
 def test_a_tokenizer_that_truncates_still_gives_whole_documents(tmp_path):

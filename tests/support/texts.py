@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from drope_kernels.recalibrate import Document
+from drope_kernels.recalibrate import Document, pack_documents
 
 EOS, BOS = "<eos>", "<bos>"
+TEXTS = ["One document.", "  \n", "Another, longer document: grün 🙂.\n", "", "Third"]
 
 
 def byte_tokenizer(
@@ -41,3 +44,18 @@ def byte_tokenizer(
 
 def documents_of(*texts: str) -> list[Document]:
     return [Document(text, "memory", i) for i, text in enumerate(texts, start=1)]
+
+
+def pack(folder, texts=TEXTS, tokenizer=None, **options):
+    options = {"validation_share": 0.0} | options
+    return pack_documents(documents_of(*texts), tokenizer or byte_tokenizer(), folder, **options)
+
+
+def contents(packed, split="train"):
+    """Token ids of each document of a split."""
+    tokens, starts = packed.tokens(split).tolist(), packed.starts(split).tolist()
+    return [tokens[begin:end] for begin, end in pairwise(starts)]
+
+
+def ids_of(text, tokenizer):
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
