@@ -102,6 +102,11 @@ class PackedFolder:
         """The largest id that occurs; -1 in an empty split."""
         return int(self.metadata["splits"][split]["largest_token"])
 
+    @property
+    def held_out_seen(self) -> float:
+        """Share of the held-out text that is in the training text too."""
+        return float(self.metadata.get("held_out_seen", 0.0))
+
     def fingerprint(self, split: Split) -> str:
         """A hash of the split's tokens and starts, taken when they were written."""
         return str(self.metadata["splits"][split]["sha256"])
@@ -176,6 +181,10 @@ class SplitWriter:
         self.num_documents += 1
         self._append(self.starts, np.array([self.begin], _STARTS))
         return True
+
+    def written(self) -> np.ndarray[Any, Any]:
+        """The ids of all documents, once the writer is closed."""
+        return _mapped(self.folder / _tokens_file(self.split), self.dtype)
 
     def read_documents(self) -> list[list[int]]:
         """What was written, once it is closed: the ids of each document, EOS included."""

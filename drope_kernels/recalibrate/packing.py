@@ -16,6 +16,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from drope_kernels.build import build_info
+from drope_kernels.recalibrate.overlap import WORTH_TELLING, share_seen
 from drope_kernels.recalibrate.packed_folder import (
     FORMAT,
     SPLITS,
@@ -79,7 +80,7 @@ def pack_documents(
     request["split_at_eos"] = spelled_eos(tokenizer) if split_at_eos else None
     with nullcontext() if _is_filled(target) else one_at_a_time(target):
         if _is_filled(target):
-            return _reused(target, request, documents, validation_documents)
+            return _told(_reused(target, request, documents, validation_documents))
         packing = _Packing(tokenizer, request["bos_token_id"], request["split_at_eos"], progress)
         with written_whole(target) as partial:
             sources = [_record(one) for one in (documents, validation_documents)]
@@ -110,7 +111,18 @@ def pack_documents(
                 },
             }
             write_metadata(partial, metadata)
-    return PackedFolder.load(target)
+    return _told(PackedFolder.load(target))
+
+
+def _told(packed: PackedFolder) -> PackedFolder:
+    if packed.held_out_seen >= WORTH_TELLING:
+        warnings.warn(
+            f"{packed.path}: {packed.held_out_seen:.0%} of the held-out text is in the text to "
+            "train on as well, so that its loss says little; hold out other text, or leave out "
+            "what is there twice",
+            stacklevel=3,
+        )
+    return packed
 
 
 @dataclass
@@ -208,6 +220,9 @@ class _Packing:
     def counts(self) -> dict[str, Any]:
         return {
             "splits": {split: writer.counts() for split, writer in self.writers.items()},
+            "held_out_seen": share_seen(
+                self.writers["validation"].written(), self.writers["train"].written()
+            ),
             "empty": self.num_empty,
             "in_pieces": self.num_in_pieces,
         }

@@ -117,7 +117,28 @@ def find_sources(sources: Any) -> tuple[Source, ...]:
     for source in found:
         _require_package(source, source.kind)
         _require_package(source, compression_of(Path(source.name)) or "")
+    _warn_of_repeated(found)
     return tuple(found)
+
+
+def _warn_of_repeated(found: list[Source]) -> None:
+    """A file that is read twice, under whatever name, counts twice in all that follows."""
+    sizes: dict[Any, list[int]] = {}
+    for source in found:
+        path = Path(source.name)
+        what = source.name if source.dataset is not None else path.resolve()
+        sizes.setdefault(what, []).append(path.stat().st_size if path.is_file() else 0)
+    repeated = [what for what, each in sizes.items() if len(each) > 1]
+    if not repeated:
+        return
+    again = sum(sum(sizes[what][1:]) for what in repeated)
+    total = sum(map(sum, sizes.values()))
+    share = f", {again / total:.0%} of the bytes" if again else ""
+    more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+    warnings.warn(
+        f"sources: {repeated[0]}{more} named more than once and read as often{share}; name it once",
+        stacklevel=2,
+    )
 
 
 def _expand(source: Any) -> Iterator[Source]:

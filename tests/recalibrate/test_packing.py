@@ -23,7 +23,6 @@ from drope_kernels.recalibrate import (
     read_documents,
 )
 
-
 # ---- what the files hold ---------------------------------------------------------------------
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from text_files import TEXTS
 
 from drope_kernels.recalibrate import read_documents
-
-TEXTS = ["First.\nOf two lines.", "", "Zweites: grün, 字, 🙂\r\n"]
 
 
 def nested_json(folder, rows):

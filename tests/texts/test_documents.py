@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import json
-import lzma
 import sys
 import warnings
 
 import pytest
+from text_files import (
+    TEXTS,
+    compressed,
+    dataset,
+    saved,
+    write_json_lines,
+    write_list,
+    write_parquet,
+    write_table,
+)
 
 from drope_kernels.recalibrate import Document, read_documents
-
-TEXTS = ["First.\nOf two lines.", "", "Zweites: grün, 字, 🙂\r\n"]
-
-
-def write_json_lines(path, texts=TEXTS, column="text"):
-    rows = [json.dumps({"id": i, column: text}) for i, text in enumerate(texts)]
-    path.write_text("\n".join(rows) + "\n\n", encoding="utf-8")
-    return path
-
-
-def write_parquet(path, texts=TEXTS, column="text", rows=2):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    table = pyarrow.table({"id": list(range(len(texts))), column: texts})
-    parquet.write_table(table, path, row_group_size=rows)
-    return path
-
-
-def dataset(texts=TEXTS, column="text"):
-    datasets = pytest.importorskip("datasets")
-    return datasets.Dataset.from_dict({"id": list(range(len(texts))), column: texts})
-
-
-def saved(path, texts=TEXTS):
-    made = dataset(texts)
-    made.save_to_disk(path)
-    return path
-
-
-def zstandard(content):
-    codec = pytest.importorskip("pyarrow").Codec("zstd")
-    return codec.compress(content, asbytes=True)
-
-
-COMPRESS = {
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": lambda content: zstandard(content[:20]) + zstandard(content[20:]),  # several frames
-}
-
-
-def compressed(path, ending=".gz"):
-    path.with_name(path.name + ending).write_bytes(COMPRESS[ending](path.read_bytes()))
-    path.unlink()
-    return path.with_name(path.name + ending)
-
-
-def write_table(path, texts=TEXTS):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        rows.writerow(["id", "text"])
-        rows.writerows(enumerate(texts))
-    return path
-
-
-def write_list(path):
-    path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("ending", [".txt", ".md", ".rst", ".TXT", ".txt.gz"])
@@ -146,41 +91,6 @@ def test_folders_are_read_in_order_with_what_lies_in_them(tmp_path):
     assert [one.text for one in documents] == expected
     mixed = [str(tmp_path / "c.txt"), tmp_path / "b", dataset(["live"])]
     assert [one.text for one in read_documents(mixed)] == ["c.txt", *expected[1:3], "live"]
-
-
-def test_what_lies_beside_a_readme_is_read(tmp_path):
-    (tmp_path / "README.md").write_text("A card.")
-    write_json_lines(tmp_path / "a.json", ["one"])
-    compressed(tmp_path / "a.json")
-    write_table(tmp_path / "b.csv", ["two"])
-    compressed(write_json_lines(tmp_path / "c.jsonl", ["three"]), ".zst")
-    assert [one.text for one in read_documents(tmp_path)] == ["A card.", "one", "two", "three"]
-
-
-@pytest.mark.parametrize("name", ["deep/a.zip", "a.HTML", "a.parquet.gz", "a.txt.lz4", "a.log.gz"])
-def test_what_lies_beside_a_readme_and_cannot_be_read_is_refused(tmp_path, name):
-    (tmp_path / "README.md").write_text("A card.")
-    (tmp_path / "deep").mkdir()
-    (tmp_path / name).touch()
-    (tmp_path / "z.arrow").touch()
-    with pytest.raises(ValueError, match=f"got .*{name} and 1 more, which would not be read"):
-        read_documents(tmp_path)
-    (tmp_path / "z.arrow").unlink()
-    with pytest.raises(ValueError, match=f"got .*{name}, which would not be read; convert it"):
-        read_documents(tmp_path)
-
-
-def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "one.txt").write_text("one")
-    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
-    (tmp_path / "two.txt").write_text("two")
-    assert [one.text for one in read_documents(tmp_path)] == ["one", "two"]
-    other = tmp_path / "other"  # a link to another folder is followed
-    other.mkdir()
-    (other / "c").symlink_to(tmp_path / "a", target_is_directory=True)
-    assert sorted(one.text for one in read_documents(other)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
