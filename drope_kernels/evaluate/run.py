@@ -29,6 +29,8 @@ from drope_kernels.evaluate.remarks import caveats, findings
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
 from drope_kernels.evaluate.sweep import SweepRow
 from drope_kernels.hf import load_model, load_tokenizer
+from drope_kernels.hf.loading import read_config
+from drope_kernels.hf.weight_files import check_files
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
@@ -225,12 +227,9 @@ def _config(source: Path, dtype: torch.dtype, loaded: dict[Path, Any], progress:
         progress.say(f"loading {source}")
         loaded[source] = load_model(source, dtype=dtype)
         return loaded[source].config
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model: expected a directory with config.json or a .gguf file, got {source}; models "
-            "are not downloaded, save one with save_pretrained"
-        )
-    return transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    config = read_config(source)
+    check_files(source)
+    return config
 
 
 def _check_ids(plans: Sequence[ModelPlan], configs: Sequence[Any], inputs: Inputs) -> None:

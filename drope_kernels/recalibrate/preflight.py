@@ -16,6 +16,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kernels
 from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
+from drope_kernels.hf.ranges import Unpadded
+from drope_kernels.hf.weight_files import check_files
 from drope_kernels.recalibrate.checkpoints import PARTIAL_PREFIX, checkpoints_of
 from drope_kernels.recalibrate.config import RecalibrationConfig
 from drope_kernels.recalibrate.enough import Need, check_ids
@@ -74,6 +76,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     tokenizer = load_tokenizer(str(config.model))
     model_config = read_config(str(config.model))
+    if Path(str(config.model)).is_dir():
+        check_files(Path(str(config.model)))
     _check_tokenizer(tokenizer, model_config, config.samples)
     context_length = _context_length(config, model_config)
     _rehearse(config, model_config)
@@ -189,6 +193,20 @@ def _rehearse(config: RunConfig, model_config: Any) -> None:
         drop_positions(
             skeleton, config.layers(), None if config.qk_norm == "none" else config.qk_norm
         )
+    if config.attention == "kernels":
+        _rehearse_forward(skeleton)
+
+
+def _rehearse_forward(skeleton: Any) -> None:
+    """One forward of training, in which attention refuses by name what it cannot do."""
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    try:
+        with torch.device("meta"), torch.no_grad():
+            skeleton.train()(tokens, attention_mask=Unpadded((1, 2)), use_cache=False)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{error}; or choose --attention sdpa") from error
+    except RuntimeError:
+        return  # torch's own, of an operation without a form for meta tensors: it says nothing
 
 
 def change_attention(model: Any, config: RunConfig) -> None:

@@ -39,6 +39,7 @@ _UNREAD_TEXTS = frozenset(
         *(".tar", ".tgz", ".zip", ".7z", ".rar", ".lz4", ".br", ".zstd"),
     ]
 )
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _PACKAGES: dict[str, tuple[str, str]] = {  # what is imported, and the extra that brings it
     ".zst": ("pyarrow", "train"),
     "table": ("pyarrow.csv", "train"),
@@ -115,10 +116,23 @@ def find_sources(sources: Any) -> tuple[Source, ...]:
     if not found:
         raise ValueError("sources: expected at least one file, folder or dataset, got none")
     for source in found:
+        _check_no_pointer(source)
         _require_package(source, source.kind)
         _require_package(source, compression_of(Path(source.name)) or "")
     _warn_of_repeated(found)
     return tuple(found)
+
+
+def _check_no_pointer(source: Source) -> None:
+    path = Path(source.name)
+    if source.dataset is not None or path.is_dir():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path}: expected texts, got git-lfs's pointer to them; fetch them with git lfs "
+                "pull"
+            )
 
 
 def _warn_of_repeated(found: list[Source]) -> None:

@@ -23,7 +23,7 @@ from recalibrations import (
 from safetensors import SafetensorError
 from texts import byte_tokenizer, documents_of
 from tokenizers import processors
-from transformers import LlamaForCausalLM
+from transformers import DogeConfig, DogeForCausalLM, LlamaForCausalLM
 
 from drope_kernels.cli import main
 from drope_kernels.recalibrate import enough, pack_documents
@@ -143,6 +143,14 @@ def test_a_corrupt_line_is_named_and_can_be_left_out(start, tmp_path, capsys):
         assert main([*given, "--skip_corrupt"]) == 0
 
 
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
 WRONG_ROPE = {
     "half a scaling": {"rope_type": "linear", "rope_theta": 1e4},
     "foreign scaling": {"rope_type": "spiral", "rope_theta": 1e4},
@@ -156,9 +164,12 @@ def broken(name, start, tmp_path):
     changes = {
         "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
         "vocabulary": {"vocab_size": 200, "eos_token_id": 199},
+        "dropout": {"attention_dropout": 0.1},
     }
     if name == "no model":
         return str(folder)
+    if name == "own mask":
+        return save(folder, DogeForCausalLM(DogeConfig(**SIZES)))
     tokenizer = byte_tokenizer(eos=name != "no eos")
     if name == "no start":
         plain = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
@@ -167,6 +178,9 @@ def broken(name, start, tmp_path):
     if name == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
+    if name == "cut weights":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[:-1])
     if name == "no tokens":
         (folder / "tokenizer.json").write_text('{"version": ')
     if name in WRONG_ROPE:
@@ -192,6 +206,12 @@ def broken(name, start, tmp_path):
         ("half a scaling", "a config.json that transformers reads in .*Missing .*'factor'"),
         ("foreign scaling", "expected a rope_type of .*yarn or default, got 'spiral'; mend"),
         ("no parameters", "a config.json that transformers reads in .*rope_parameters"),
+        (
+            "dropout",
+            "dropout: expected 0, got 0.1; set attention_dropout=0 in the config; or",
+        ),
+        ("own mask", r"got one that computes with it \(mask.dtype\)"),
+        ("cut weights", "expected whole weights in .*model.safetensors"),
         ("dropped", "got one with 2 of 2 layers dropped; --drop none trains it on"),
     ],
 )
@@ -202,6 +222,10 @@ def test_wrong_models_are_refused_before_their_weights_are_read(
     monkeypatch.setattr(running, "load_model", None)
     capsys.readouterr()
     given = command(start, tmp_path / "out", "--samples", "")
+    if name == "own mask":
+        given += ["--drop", "none", "--samples", "a"]
+    if name in ("dropout", "cut weights"):
+        given += ["--samples", "a"]
     given[given.index("--model") + 1] = model
     assert main(given) == 2
     assert re.search(message, capsys.readouterr().err, re.DOTALL)

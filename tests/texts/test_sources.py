@@ -64,3 +64,15 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
     other.mkdir()
     (other / "c").symlink_to(tmp_path / "a", target_is_directory=True)
     assert sorted(one.text for one in read_documents(other)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.txt"])
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+    (tmp_path / name).write_text(pointer)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=f"{name}: expected texts, got git-lfs's pointer"):
+            read_documents(source)
+    (tmp_path / name).unlink()
+    (tmp_path / "b.txt").write_text("On " + pointer)
+    assert len(list(read_documents(tmp_path))) == 1
