@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ FAILED, BAD_ARGUMENTS = 1, 2
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
 _EPILOG = """\
-MODEL is a directory that save_pretrained wrote, or a .gguf file; PATH:NAME names it in the report.
+MODEL is a directory that save_pretrained wrote, or a .gguf file; PATH:NAME names it in the report,
+in which it has else the end of its path.
 A RoPE model gets the rows RoPE as is, PI, NTK, dynamic NTK, YaRN, dropped, and dropped with fitted
 temperature; a position-free model itself, and with fitted temperature. Nothing is downloaded.
 """
@@ -29,8 +31,14 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="directory or .gguf file, [:NAME]")
     add = parser.add_argument
-    add("--text", type=user_path, nargs="+", required=True, help="text, JSONL or Parquet files")
-    add("--text-column", default="text", help="of JSONL and Parquet (default: text)")
+    add(
+        "--text",
+        type=user_path,
+        nargs="+",
+        required=True,
+        help="files or folders: text, JSON, CSV, Parquet",
+    )
+    add("--text-column", default="text", help="of JSON, CSV, Parquet (default: text)")
     add("--compare", action="append", default=[], metavar="MODEL", help="another model; repeatable")
     add("--tokenizer", type=user_path, help="directory of a tokenizer (default: MODEL's)")
     add("--lengths", default="1x,2x,4x", help="tokens, or training lengths (default: 1x,2x,4x)")
@@ -123,10 +131,11 @@ def _evaluation(arguments: argparse.Namespace) -> Any:
     tasks = {"all": list(WRITTEN_TASKS), "none": []}.get(arguments.tasks)
     if tasks is None:
         tasks = nearest_checked("tasks", arguments.tasks.split(","), WRITTEN_TASKS)
+    model, *compared = _named([arguments.model, *arguments.compare])
     return Evaluation(
-        model=_named(arguments.model),
+        model=model,
         text=tuple(arguments.text),
-        compared=tuple(map(_named, arguments.compare)),
+        compared=tuple(compared),
         tokenizer=arguments.tokenizer,
         text_column=arguments.text_column,
         lengths=arguments.lengths,
@@ -147,13 +156,34 @@ def _evaluation(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _named(word: str) -> tuple[str, Path]:
-    """PATH or PATH:NAME; a path that exists is one, whatever it contains."""
+def _named(words: Sequence[str]) -> list[tuple[str, Path]]:
+    """PATH or PATH:NAME each; a path that exists is one, whatever it contains.
+
+    A path without a name is called by its end, by as much of it as no other of these ends with.
+    """
+    given = [_split(word) for word in words]
+    ends = [_ends(path) for name, path in given if not name]
+    named = []
+    for name, path in given:
+        own = _ends(path)
+        unlike = [end for end in own if sum(end in other for other in ends) == 1]
+        named.append((name or [*unlike, own[0]][0], path))
+    return named
+
+
+def _ends(path: Path) -> list[str]:
+    """Of a/b/model: model, b/model, a/b/model and so on."""
+    whole = path.absolute()
+    parts = [*whole.parts[1:-1], whole.name.removesuffix(".gguf")]
+    return ["/".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+
+
+def _split(word: str) -> tuple[str, Path]:
+    """Name, "" where none is given, and path."""
     word = str(user_path(word))
     path, colon, name = word.rpartition(":")
     if not colon or Path(word).exists() or "/" in name:
-        path = word
-        name = Path(word).absolute().name.removesuffix(".gguf")
+        return "", Path(word)
     return name, Path(path)
 
 
@@ -168,7 +198,9 @@ def _numbers(argument: str, text: str, kind: type[int] | type[float]) -> list[An
 
 def _command(arguments: argparse.Namespace) -> str:
     """What repeats the run, for the report: every choice but the folder; names, not folders."""
-    words = ["drope evaluate", shlex.quote(Path(arguments.model).name)]
+    given = [arguments.model, *arguments.compare]
+    model, *compared = map(_repeated, given, _named(given))
+    words = ["drope evaluate", model]
     for name, value in vars(arguments).items():
         if name in ("command", "rest", "run", "model", "out") or value is None or value == []:
             continue
@@ -176,11 +208,18 @@ def _command(arguments: argparse.Namespace) -> str:
         if name == "text":
             words += [option, *(shlex.quote(path.name) for path in value)]
         elif name == "compare":
-            words += [f"{option} {shlex.quote(Path(word).name)}" for word in value]
+            words += [f"{option} {word}" for word in compared]
         else:
             shown = value.name if isinstance(value, Path) else str(value)
             words.append(f"{option} {shlex.quote(shown)}")
     return " ".join(words)
+
+
+def _repeated(word: str, named: tuple[str, Path]) -> str:
+    """A model's word without its folder, or with as much of it as its name has."""
+    name, path = named
+    parts = path.absolute().parts[-name.count("/") - 1 :]
+    return shlex.quote(Path(word).name if _split(word)[0] else "/".join(parts))
 
 
 def _fail(message: str, status: int) -> int:

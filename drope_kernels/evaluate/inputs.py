@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from drope_kernels.evaluate.sweep import SweepData
-from drope_kernels.evaluate.tokens import encode_documents, first_token, split_text
-from drope_kernels.evaluate.written_needles import numbers_in, write_cases
+from drope_kernels.evaluate.tokens import encode_documents, split_text
+from drope_kernels.evaluate.written_needles import largest_in, numbers_in, write_cases
+from drope_kernels.texts.tokens import first_token
 from drope_kernels.texts.windows import text_windows
 
 FIT_WINDOWS = 4  # one window to fit the temperature on for so many measured ones
@@ -44,10 +45,11 @@ class Inputs:
     fit: SweepData  # no needles; no windows where no temperature is fitted
     num_text_tokens: int
     num_documents: int
+    largest_token: int = -1  # of text and needles
 
 
 def read_texts(sources: Sequence[Path], text_column: str) -> list[str]:
-    """The documents of text, JSONL and Parquet files.
+    """The documents of files and folders.
 
     Raises:
         ValueError, ImportError: as `texts.documents.read_documents`.
@@ -100,4 +102,5 @@ def draw_inputs(
         fit=SweepData(lengths, {}, fit_windows, num_last, start),
         num_text_tokens=len(tokens),
         num_documents=len(texts),
+        largest_token=max(int(tokens.max()), *map(largest_in, needles.values()), start or 0),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ except ImportError as error:
 matplotlib.use("Agg")  # files only: no display is needed
 
 from matplotlib import pyplot as plt
+from matplotlib.transforms import ScaledTranslation
 
 from drope_kernels.evaluate.sweep import SweepRow
 
@@ -24,6 +27,10 @@ RETRIEVAL, DEPTH = "retrieval.png", "retrieval_by_depth.png"
 TEXT_LOSS, BY_POSITION = "text_loss.png", "loss_by_position.png"
 PLOT_FILES = (RETRIEVAL, DEPTH, TEXT_LOSS, BY_POSITION)
 LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = "os^vDPX<>ph*"
+MARKER_SIZE = 5  # points
+WIDEST = 60  # points over which the rows of one place are spread
+MARGIN = 0.12  # of the axis, at either end, for them
 
 
 def plot_files(rows: Sequence[SweepRow]) -> list[str]:
@@ -55,15 +62,11 @@ def _plot_retrieval(rows: Sequence[SweepRow], train_length: int, path: Path) -> 
         for index, row in enumerate(rows):
             scores = row.retrieval[task]
             lengths = sorted(scores)
-            # Rows apart by a hair, so that equal ones can be told.
-            places = [length * 2 ** (0.03 * (index - len(rows) / 2)) for length in lengths]
             means = [scores[length].mean for length in lengths]
             bounds = [scores[length].interval() for length in lengths]
             below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
             above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
-            axes.errorbar(
-                places, means, yerr=[below, above], label=row.name, capsize=2, **_style(index)
-            )
+            _draw(axes, lengths, means, row.name, (index, len(rows)), errors=[below, above])
         _length_axis(axes, rows, train_length)
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(f"retrieval, {task} (95 % Wilson)")
@@ -99,7 +102,7 @@ def _plot_text_loss(rows: Sequence[SweepRow], train_length: int, path: Path) -> 
     for index, row in enumerate(rows):
         lengths = sorted(row.text_loss)
         means = [row.text_loss[length].mean for length in lengths]
-        axes.plot(lengths, means, label=row.name, **_style(index))
+        _draw(axes, lengths, means, row.name, (index, len(rows)))
     _length_axis(axes, rows, train_length)
     axes.set_ylabel("nats per token")
     axes.set_title("held-out text, the same text at every length")
@@ -107,12 +110,13 @@ def _plot_text_loss(rows: Sequence[SweepRow], train_length: int, path: Path) -> 
 
 
 def _plot_by_position(rows: Sequence[SweepRow], train_length: int, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure, axes = plt.subplots(figsize=(10, 4.5))
     for index, row in enumerate(rows):
         middles = [(bucket.start * bucket.stop) ** 0.5 for bucket in row.by_position]
         means = [bucket.loss.mean for bucket in row.by_position]
-        axes.plot(middles, means, label=row.name, **_style(index))
-    axes.set_xscale("log", base=2)
+        _draw(axes, middles, means, row.name, (index, len(rows)))
+    buckets = rows[0].by_position
+    _log_axis(axes, buckets[0].start, buckets[-1].stop)
     axes.axvline(train_length, color="0.6", linewidth=1)
     axes.set_xlabel("position of the target (grey line: training length)")
     axes.set_ylabel("nats per token")
@@ -122,20 +126,62 @@ def _plot_by_position(rows: Sequence[SweepRow], train_length: int, path: Path) -
 
 def _length_axis(axes: Any, rows: Sequence[SweepRow], train_length: int) -> None:
     lengths = sorted(rows[0].text_loss)
-    axes.set_xscale("log", base=2)
+    _log_axis(axes, lengths[0], lengths[-1])
     axes.set_xticks(lengths, [f"{length}\n{length / train_length:g}x" for length in lengths])
     axes.minorticks_off()
     axes.set_xlabel("tokens / training length")
 
 
-def _style(index: int) -> dict[str, Any]:
+def _log_axis(axes: Any, least: float, greatest: float) -> None:
+    """Of lengths or positions, with room for rows that are shifted, which limits do not follow."""
+    axes.set_xscale("log", base=2)
+    axes.update_datalim([point for line in axes.lines for point in line.get_xydata()])
+    axes.autoscale_view(scalex=False)
+    margin = max(2.0**0.5, (greatest / least) ** MARGIN)
+    axes.set_xlim(least / margin, greatest * margin)
+
+
+def _draw(
+    axes: Any,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    name: str,
+    place: tuple[int, int],  # of the row, and number of rows
+    errors: Sequence[Sequence[float]] | None = None,
+) -> None:
+    """A row beside the others, so that equal ones can be told: its markers above all lines.
+
+    They are apart in points of the page, not in what the axis counts.
+    """
+    index, num_rows = place
     colours = matplotlib.color_sequences["tab10"]
-    return {
-        "color": colours[index % len(colours)],
-        "linestyle": LINE_STYLES[index // 3 % len(LINE_STYLES)],
-        "marker": "o",
-        "markersize": 3,
+    colour, marker = colours[index % len(colours)], MARKERS[index % len(MARKERS)]
+    step = min(MARKER_SIZE + 1.0, WIDEST / num_rows, 0.9 * _spacing(axes, xs) / num_rows)
+    line: dict[str, Any] = {"linestyle": LINE_STYLES[index // 3 % len(LINE_STYLES)]}
+    dots: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": min(MARKER_SIZE, 1.2 * step),
     }
+    aside = (index - (num_rows - 1) / 2) * step / 72
+    shifted = axes.transData + ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
+    axes.plot([], [], label=name, **line, **dots)  # for the legend
+    axes.plot(xs, ys, transform=shifted, linewidth=1, zorder=2, color=colour, **line)
+    if errors is not None:
+        axes.errorbar(
+            xs, ys, yerr=errors, fmt="none", ecolor=colour, capsize=2, transform=shifted, zorder=2
+        )
+    axes.plot(xs, ys, transform=shifted, zorder=3, linestyle="none", **dots)
+
+
+def _spacing(axes: Any, xs: Sequence[float]) -> float:
+    """Points of the page between neighbours of rising xs, as `_log_axis` will lay them out."""
+    width = 72 * axes.get_position().width * axes.figure.get_figwidth()
+    if len(xs) < 2:
+        return float(width)
+    octaves = math.log2(xs[-1] / xs[0]) * (1 + 2 * MARGIN)
+    nearest = min(math.log2(after / before) for before, after in pairwise(xs))
+    return float(width * nearest / max(octaves, 1.0))
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:

@@ -29,6 +29,8 @@ from drope_kernels.evaluate.remarks import caveats, findings
 from drope_kernels.evaluate.report import Report, check_report_folder, write_report
 from drope_kernels.evaluate.sweep import SweepRow
 from drope_kernels.hf import load_model, load_tokenizer
+from drope_kernels.hf.loading import read_config
+from drope_kernels.hf.weight_files import check_files
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
@@ -192,12 +194,14 @@ def prepare(evaluation: Evaluation, out: Path, progress: Progress) -> Prepared:
     ]
     check_asked(evaluation.methods, plans)
     tokenizer = load_tokenizer(evaluation.tokenizer or evaluation.model[1])
-    for (name, source), config in zip(evaluation.models, configs, strict=True):
-        _check_vocabulary(name, source, config, tokenizer, evaluation.tokenizer)
+    if evaluation.tokenizer is None:
+        for _, source in evaluation.compared:
+            _check_vocabulary(source, tokenizer)
     progress.say("reading and tokenizing the text")
     texts = read_texts(evaluation.text, evaluation.text_column)
     fits = any(plan.fits_temperature for plan in plans)
     inputs = draw_inputs(texts, tokenizer, lengths, evaluation.inputs, fits)
+    _check_ids(plans, configs, inputs)
     seconds = time.perf_counter() - begun
     return Prepared(evaluation, seconds, lengths, plans, inputs, loaded)
 
@@ -223,31 +227,29 @@ def _config(source: Path, dtype: torch.dtype, loaded: dict[Path, Any], progress:
         progress.say(f"loading {source}")
         loaded[source] = load_model(source, dtype=dtype)
         return loaded[source].config
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model: expected a directory with config.json or a .gguf file, got {source}; models "
-            "are not downloaded, save one with save_pretrained"
-        )
-    return transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    config = read_config(source)
+    check_files(source)
+    return config
 
 
-def _check_vocabulary(
-    name: str, source: Path, config: Any, tokenizer: Any, chosen: Path | None
-) -> None:
+def _check_ids(plans: Sequence[ModelPlan], configs: Sequence[Any], inputs: Inputs) -> None:
+    """Ids that no input has may lie beyond an embedding, as one of Gemma 3's does."""
+    for plan, config in zip(plans, configs, strict=True):
+        if inputs.largest_token >= config.vocab_size:
+            raise ValueError(
+                f"tokenizer: expected token ids below {plan.name}'s vocab_size "
+                f"{config.vocab_size}, got up to {inputs.largest_token}; pass --tokenizer with the "
+                "one it was trained with"
+            )
+
+
+def _check_vocabulary(source: Path, tokenizer: Any) -> None:
     """All models read the same token ids, so these must mean the same to them."""
-    vocabulary = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= config.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected token ids below {name}'s vocab_size {config.vocab_size}, got up "
-            f"to {max(vocabulary.values())}; pass --tokenizer with the one it was trained with"
-        )
-    if chosen is not None:
-        return
     try:
         own = load_tokenizer(source)
     except FileNotFoundError:
         return  # a compared model saved without one: its vocab_size has to do
-    if own.get_vocab() != vocabulary:
+    if own.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"compare: expected the tokenizer of the first model, got another one in {source}; "
             "losses per token compare only for the same tokens"

@@ -26,13 +26,6 @@ def encode(tokenizer: Any, text: str) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def first_token(tokenizer: Any) -> int | None:
-    """The token that this tokenizer puts before every text, or None."""
-    ids = tokenizer("a", verbose=False)["input_ids"]
-    starts = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return int(ids[0]) if starts else None
-
-
 def encode_documents(tokenizer: Any, documents: Iterable[str]) -> Tensor:
     """All documents (T,) int64, an EOS after each where the tokenizer has one."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

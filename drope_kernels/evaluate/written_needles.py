@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -261,6 +261,16 @@ def write_cases(
     return WrittenCases(tuple(cases), lambda ids: tokenizer.decode(ids.tolist()))
 
 
+def largest_in(cases: WrittenCases) -> int:
+    """The largest token id of prompts and answers."""
+    return max(
+        int(ids.max())
+        for case in cases.cases
+        for ids in (case.prompt, case.answer)
+        if ids is not None and len(ids)
+    )
+
+
 def numbers_in(text: str) -> frozenset[str]:
     """Every number of `DIGITS` digits in the text, so that no case asks for one."""
     return frozenset(re.findall(rf"(?=(\d{{{DIGITS}}}))", text))
@@ -305,10 +315,21 @@ def _case(
     answer = None
     if task in ONE_ANSWER:
         answer = _continuation(tokenizer, f"\n{writing.question}", f" {writing.wanted[0]}")
-    if answer is not None:
-        return WrittenCase(prompt, answer, writing, len(answer), depth, seed)
     shortest = len(encode(tokenizer, f" {', '.join(writing.wanted)}"))
-    return WrittenCase(prompt, None, writing, shortest + shortest // 2 + SLACK, depth, seed)
+    found = replace(
+        writing,
+        wanted=tuple(_as_decoded(tokenizer, word) for word in writing.wanted),
+        unwanted=tuple(_as_decoded(tokenizer, word) for word in writing.unwanted),
+    )
+    if answer is not None:
+        return WrittenCase(prompt, answer, found, len(answer), depth, seed)
+    return WrittenCase(prompt, None, found, shortest + shortest // 2 + SLACK, depth, seed)
+
+
+def _as_decoded(tokenizer: Any, word: str) -> str:
+    """A word as decoded text has it: a tokenizer may lower its case, or part its digits."""
+    decoded: str = tokenizer.decode(encode(tokenizer, f" {word}").tolist())
+    return decoded.strip()
 
 
 def _continuation(tokenizer: Any, question: str, answer: str) -> Tensor | None:

@@ -26,7 +26,12 @@ from drope_kernels.hf.provenance import TOP_LEVEL, export_note, is_export, seal
 from drope_kernels.hf.rotation import dropped_layers
 from drope_kernels.hf.state import DropState
 from drope_kernels.hf.support import ENGINES, refusal
-from drope_kernels.hf.verify import VerificationError, VerificationReport, verify_export
+from drope_kernels.hf.verify import (
+    VerificationError,
+    VerificationReport,
+    check_finite,
+    verify_export,
+)
 from drope_kernels.scale import LogScale
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -114,8 +119,8 @@ def export(
         The directory.
 
     Raises:
-        ValueError: layers with positions, length without scale or scale without length, a context
-            below the model's, a path with something else in it.
+        ValueError: layers with positions, an inf or NaN among the weights, length without scale or
+            scale without length, a context below the model's, a path with something else in it.
         NotImplementedError: another family, norms without a plain architecture, adapters, or what
             the engine would not serve, with the reason.
         VerificationError: the checkpoint does not compute what the model does; nothing is written.
@@ -225,6 +230,7 @@ def _plain_source(model: Any) -> Any:
             "layers rotate: keep it with save_pretrained and load_model, or drop the others"
         )
     _check_weights(source)
+    check_finite(source)
     return source
 
 

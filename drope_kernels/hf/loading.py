@@ -22,6 +22,7 @@ from drope_kernels.hf.gguf import load_gguf_model
 from drope_kernels.hf.gguf_tokenizer import load_gguf_tokenizer
 from drope_kernels.hf.qk_norm import add_norms
 from drope_kernels.hf.state import DropState
+from drope_kernels.hf.weight_files import check_files, check_no_pointer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _NORMS = (".q_norm.weight", ".k_norm.weight")
@@ -52,6 +53,8 @@ def load_model(
                 "convert it with save_pretrained first"
             )
         return load_gguf_model(path, dtype=dtype)
+    if not {"subfolder", "variant"} & set(from_pretrained_options):
+        check_files(path)
     trust = from_pretrained_options.get("trust_remote_code", False)
     config = read_config(path, trust_remote_code=trust)
     state = DropState.from_config(config)
@@ -90,6 +93,7 @@ def read_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     path = _existing(source)
     if path.suffix == ".gguf":
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    check_no_pointer(path / "config.json")
     try:
         return AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
@@ -117,8 +121,11 @@ def load_tokenizer(source: str | Path) -> Any:
             f"source: expected a tokenizer in {path} ({', '.join(_TOKENIZER_FILES)}), got none; "
             "save the model's tokenizer there with save_pretrained"
         )
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    for name in _TOKENIZER_FILES:
+        if (path / name).exists():
+            check_no_pointer(path / name)
+    try:  # it would ask at the terminal whether to run code that lies there
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"source: expected a tokenizer that transformers reads in {path}, got "

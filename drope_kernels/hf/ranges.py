@@ -38,6 +38,34 @@ class KeyRanges:
         }
         return replace(self, **moved)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise _no_tensor(f".{name}")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise _no_tensor("[...]")
+
+    def __add__(self, other: Any) -> Any:
+        raise _no_tensor(" + ...")
+
+    def __mul__(self, other: Any) -> Any:
+        raise _no_tensor(" * ...")
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class NoTensorError(NotImplementedError, AttributeError):
+    """A model computes with its mask; `hasattr` says that the mask has no such thing."""
+
+
+def _no_tensor(use: str) -> NoTensorError:
+    return NoTensorError(
+        f"attention_mask: expected a model that only hands it to its attention, got one that "
+        f"computes with it (mask{use}); these kernels make no dense mask, use the eager or sdpa "
+        "attention"
+    )
+
 
 class Unpadded:
     """Stands where a 2-D attention_mask (B, S) would: every token counts, no row is packed.

@@ -98,6 +98,7 @@ def verify_export(path: str | Path, model: Any = None) -> VerificationReport:
 
     Raises:
         FileNotFoundError: no such directory, or no model in it.
+        ValueError: weights that are no numbers, by name.
         NotImplementedError: a model of another family.
     """
     path = user_path(path)
@@ -105,6 +106,7 @@ def verify_export(path: str | Path, model: Any = None) -> VerificationReport:
         raise FileNotFoundError(f"path: expected an exported model, got {path} without config.json")
     stored = AutoConfig.from_pretrained(path, local_files_only=True).dtype or torch.float32
     live = load_model(path, dtype=stored, attn_implementation="eager") if model is None else model
+    check_finite(live)
     tokens = _probe(live)
     with _evaluating(live):
         expected = _Expected.of(live, tokens, stored)
@@ -114,6 +116,17 @@ def verify_export(path: str | Path, model: Any = None) -> VerificationReport:
         for check in _checks_in(path, tokens, dtype, expected)
     ]
     return VerificationReport(path, tuple(checks))
+
+
+def check_finite(model: Any) -> None:
+    """ValueError for an inf or NaN among the weights: what reads none of them computes as ever."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            number = int((~weight.isfinite()).sum())
+            raise ValueError(
+                f"model: expected finite weights, got {number} inf or NaN in {name}; take an "
+                "earlier checkpoint, or save it in a dtype that holds them"
+            )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def _starts_file(split: Split) -> str:
 
 @dataclass(frozen=True)
 class PackedFolder:
-    """The documents of both splits as one stream of token ids each, EOS behind every document.
+    """The documents of both splits as one stream of token ids each, EOS behind every document, and
+    BOS before it where the tokenizer begins texts so.
 
     Files: `train.tokens` and `validation.tokens` (uint16 or uint32, little endian),
     `train.starts` and `validation.starts` (int64: where each document begins, then the end),
@@ -101,6 +102,11 @@ class PackedFolder:
         """The largest id that occurs; -1 in an empty split."""
         return int(self.metadata["splits"][split]["largest_token"])
 
+    @property
+    def held_out_seen(self) -> float:
+        """Share of the held-out text that is in the training text too."""
+        return float(self.metadata.get("held_out_seen", 0.0))
+
     def fingerprint(self, split: Split) -> str:
         """A hash of the split's tokens and starts, taken when they were written."""
         return str(self.metadata["splits"][split]["sha256"])
@@ -128,8 +134,10 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 class SplitWriter:
     """Appends documents to the two files of a split."""
 
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], eos: int) -> None:
-        self.folder, self.dtype, self.eos = folder, dtype, eos
+    def __init__(
+        self, folder: Path, split: Split, dtype: np.dtype[Any], eos: int, bos: int | None = None
+    ) -> None:
+        self.folder, self.split, self.dtype, self.eos, self.bos = folder, split, dtype, eos, bos
         with _explained(folder):
             self.tokens = (folder / _tokens_file(split)).open("wb")
             self.starts = (folder / _starts_file(split)).open("wb")
@@ -154,7 +162,9 @@ class SplitWriter:
                     _settle(file)
 
     def write(self, ids: list[int]) -> None:
-        """Goes on with a document."""
+        """Goes on with a document, or begins one: with BOS, unless the text brought its own."""
+        if ids and self.bos is not None and self.num_tokens == self.begin and ids[0] != self.bos:
+            ids = [self.bos, *ids]
         if ids:
             self.num_tokens += len(ids)
             self.last_token = ids[-1]
@@ -171,6 +181,16 @@ class SplitWriter:
         self.num_documents += 1
         self._append(self.starts, np.array([self.begin], _STARTS))
         return True
+
+    def written(self) -> np.ndarray[Any, Any]:
+        """The ids of all documents, once the writer is closed."""
+        return _mapped(self.folder / _tokens_file(self.split), self.dtype)
+
+    def read_documents(self) -> list[list[int]]:
+        """What was written, once it is closed: the ids of each document, EOS included."""
+        tokens = np.fromfile(self.folder / _tokens_file(self.split), self.dtype)
+        starts = np.fromfile(self.folder / _starts_file(self.split), _STARTS)
+        return [document.tolist() for document in np.split(tokens, starts[1:-1])]
 
     def counts(self) -> dict[str, Any]:
         return {

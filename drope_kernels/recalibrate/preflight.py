@@ -14,9 +14,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from drope_kernels.hf import DropState, drop_positions, load_tokenizer, use_kernels
 from drope_kernels.hf.loading import read_config
 from drope_kernels.hf.provenance import is_export
+from drope_kernels.hf.ranges import Unpadded
+from drope_kernels.hf.weight_files import check_files
 from drope_kernels.recalibrate.config import RecalibrationConfig
+from drope_kernels.recalibrate.enough import Need, check_ids
 from drope_kernels.recalibrate.environment import check_engines, num_devices
-from drope_kernels.recalibrate.packing import vocabulary_size
+from drope_kernels.recalibrate.packed_folder import METADATA
 from drope_kernels.recalibrate.run_config import RunConfig
 from drope_kernels.recalibrate.run_folder import DATA, Progress, progress_of
 from drope_kernels.texts.documents import Documents, read_documents
@@ -58,10 +61,9 @@ def plan_run(config: RunConfig) -> RunPlan:
     check_engines()
     tokenizer = load_tokenizer(str(config.model))
     model_config = read_config(str(config.model))
-    _check_tokenizer(tokenizer, model_config)
-    for prompt in config.samples:
-        if not tokenizer(prompt)["input_ids"]:
-            raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
+    if Path(str(config.model)).is_dir():
+        check_files(Path(str(config.model)))
+    _check_tokenizer(tokenizer, model_config, config.samples)
     context_length = _context_length(config, model_config)
     _rehearse(config, model_config)
     recalibration = config.recalibration(context_length, num_devices())
@@ -77,11 +79,19 @@ def plan_run(config: RunConfig) -> RunPlan:
         progress=progress_of(config, recalibration),
     )
     _check_export(config)
+    _check_texts(plan, model_config.vocab_size)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ImportError(
             "tensorboard: expected the package, it is missing: pip install tensorboard"
         )
     return plan
+
+
+def _check_texts(plan: RunPlan, vocabulary: int) -> None:
+    """That there is text enough, unless it is packed already and `run.packed_data` sees it."""
+    if plan.progress == "new" and not (plan.data_folder / METADATA).is_file():
+        need = Need(plan.config, plan.context_length, vocabulary)
+        need.check_documents(plan.documents, plan.validation_documents, plan.tokenizer)
 
 
 def original_length(model_config: Any) -> int:
@@ -99,18 +109,21 @@ def _rope_parameters(model_config: Any) -> list[dict[str, Any]]:
     return [x for x in given.values() if isinstance(x, dict)] or [given]
 
 
-def _check_tokenizer(tokenizer: Any, model_config: Any) -> None:
+def _check_tokenizer(tokenizer: Any, model_config: Any, prompts: list[str]) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "tokenizer: expected one with an EOS token, which marks where documents end, got none; "
             "set eos_token in tokenizer_config.json"
         )
-    size = vocabulary_size(tokenizer)
-    if size > model_config.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected ids below {model_config.vocab_size}, the model's vocabulary, got "
-            f"{size - 1}; put the model's own tokenizer beside it"
-        )
+    # Ids that no text gets may lie beyond the embedding, as one of Gemma 3's does.
+    needed = [("its EOS", [tokenizer.eos_token_id])]
+    for prompt in prompts:
+        ids = tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise ValueError(f"samples: expected prompts of at least one token, got {prompt!r}")
+        needed.append((f"the prompt {prompt!r}", ids))
+    for what, ids in needed:
+        check_ids(what, ids, model_config.vocab_size)
 
 
 def _context_length(config: RunConfig, model_config: Any) -> int:
@@ -157,6 +170,20 @@ def _rehearse(config: RunConfig, model_config: Any) -> None:
         drop_positions(
             skeleton, config.layers(), None if config.qk_norm == "none" else config.qk_norm
         )
+    if config.attention == "kernels":
+        _rehearse_forward(skeleton)
+
+
+def _rehearse_forward(skeleton: Any) -> None:
+    """One forward of training, in which attention refuses by name what it cannot do."""
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    try:
+        with torch.device("meta"), torch.no_grad():
+            skeleton.train()(tokens, attention_mask=Unpadded((1, 2)), use_cache=False)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{error}; or choose --attention sdpa") from error
+    except RuntimeError:
+        return  # torch's own, of an operation without a form for meta tensors: it says nothing
 
 
 def change_attention(model: Any, config: RunConfig) -> None:

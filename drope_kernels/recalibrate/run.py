@@ -23,8 +23,9 @@ from drope_kernels.hf import DropState, drop_positions, export, load_model
 from drope_kernels.recalibrate.callbacks import TensorBoard
 from drope_kernels.recalibrate.checkpoints import checkpoints_of, step_of
 from drope_kernels.recalibrate.data import PackedRows
+from drope_kernels.recalibrate.enough import Need
 from drope_kernels.recalibrate.environment import is_first_process, num_devices
-from drope_kernels.recalibrate.packed_folder import PackedFolder
+from drope_kernels.recalibrate.packed_folder import SPLITS, PackedFolder
 from drope_kernels.recalibrate.packing import pack_documents
 from drope_kernels.recalibrate.preflight import RunPlan, change_attention
 from drope_kernels.recalibrate.progress import TrainingProgress
@@ -39,6 +40,7 @@ from drope_kernels.recalibrate.run_folder import (
 )
 from drope_kernels.recalibrate.samples import HeldOutLosses, Observer, SampleTexts
 from drope_kernels.recalibrate.saving import reserved_room, save_model
+from drope_kernels.texts.tokens import first_token
 from drope_kernels.texts.windows import text_windows
 
 SAMPLES, SWEEP, EVENTS = "samples.jsonl", "length_sweep.jsonl", "runs"
@@ -111,13 +113,17 @@ def packed_data(plan: RunPlan) -> tuple[PackedRows, PackedRows | None]:
         validation_documents=plan.validation_documents,
         validation_share=plan.config.validation_share,
         seed=plan.config.seed,
+        bos=plan.config.bos,
+        split_at_eos=plan.config.split_at_eos,
         progress=PackingProgress(),
     )
+    Need(plan.config, plan.context_length).check_packed(folder)
     train = _rows(plan, folder, "train")
     counts = [f"{folder.num_tokens(split):,}" for split in ("train", "validation")]
     say(
         f"{counts[0]} tokens to train on in {len(train):,} rows of {plan.context_length}, "
-        f"{counts[1]} held out"
+        f"{counts[1]} held out; "
+        f"{sum(map(folder.num_documents, SPLITS)):,} documents"
     )
     tell_what_is_read(plan, len(train))
     if plan.config.eval_steps is None and not plan.config.length_sweep:
@@ -232,7 +238,8 @@ def observers(plan: RunPlan, held_out: PackedRows | None) -> list[Observer]:
         text = torch.from_numpy(np.array(held_out.folder.tokens("validation")))
         windows = text_windows(text, lengths[-1], config.sweep_windows)
         records = StepRecords(plan.folder / SWEEP)
-        found.append(HeldOutLosses(windows, lengths, records, config.sweep_steps))
+        start = first_token(plan.tokenizer) if config.bos else None
+        found.append(HeldOutLosses(windows, lengths, records, config.sweep_steps, start))
     return found
 
 

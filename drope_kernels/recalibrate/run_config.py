@@ -8,6 +8,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from transformers import HfArgumentParser
 
 from drope_kernels.console.paths import user_path
 from drope_kernels.recalibrate.config import RecalibrationConfig, Schedule
+from drope_kernels.recalibrate.other_names import OTHER_NAMES
 from drope_kernels.recalibrate.recipes import recipe_file, recipe_names
 
 PATHS = ("model", "data", "output_dir", "validation_data", "data_cache", "export")
@@ -89,8 +91,10 @@ class RunConfig:
         default_factory=list, metadata=_help("held-out text; default: a share of the data")
     )
     validation_share: float = _option(0.01, "documents held out where validation_data is not given")
-    text_column: str = _option("text", "of JSONL, Parquet and datasets")
+    text_column: str = _option("text", "of JSON, CSV, Parquet and datasets")
     skip_corrupt: bool = _option(False, "leave out and count corrupt lines, instead of stopping")
+    bos: bool = _option(True, "begin documents with BOS if the tokenizer begins texts with it")
+    split_at_eos: bool = _option(True, "a text file is the documents between the EOS it spells")
     data_cache: str | None = _option(None, "folder of the tokens; default: data/ in output_dir")
 
     log_steps: int = _option(10, "steps between two log lines")
@@ -217,6 +221,17 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return name + values
 
 
+def whole_number(text: str) -> int:
+    """Of 1000000, 1_000_000 and 1e6."""
+    try:
+        number = Decimal(text)
+        if number == number.to_integral_value():
+            return int(number)
+    except (InvalidOperation, OverflowError):
+        pass  # said below
+    raise argparse.ArgumentTypeError(f"invalid int value: {text!r}")
+
+
 class _Parser(HfArgumentParser):
     """Says what is wrong in one sentence, without the list of all options."""
 
@@ -235,6 +250,9 @@ def run_config_parser() -> HfArgumentParser:
         "length. The command line wins over the YAML file, the file over the recipe.",
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        if action.type is int:
+            action.type = whole_number
     parser.add_argument("config", nargs="?", type=user_path, help="YAML file of the fields below")
     parser.add_argument(
         *("--list_recipes", "--list-recipes"), action="store_true", help="name them and stop"
@@ -299,8 +317,8 @@ def _as_default(place: str, hint: Any, value: Any) -> Any:
         (item,) = get_args(hint)
         values = value if isinstance(value, list) else [value]
         try:
-            return [item(str(one)) for one in values]
-        except ValueError as error:
+            return [(whole_number if item is int else item)(str(one)) for one in values]
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{place}: expected {item.__name__}s, got {value}") from error
     if isinstance(value, list):
         return ",".join(map(str, value))
@@ -321,7 +339,9 @@ def _refuse(argument: str) -> None:
 
 def _nearest(name: str, prefix: str = "") -> str:
     names = [f.name for f in dataclasses.fields(RunConfig)]
-    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.6)
+    word = name.replace("-", "_").lower()
+    elsewhere = [ours for ours, others in OTHER_NAMES.items() if word in others.split()]
+    near = elsewhere or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else "; --help lists the fields"
 
 

@@ -113,6 +113,7 @@ class HeldOutLosses(Observer):
         windows: (N, S) token ids of held-out text.
         lengths: tokens of a piece, divisors of S.
         records, every: where the losses go, and when.
+        first_token: in the place of every piece's first one, as evaluation has it; None: its own.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class HeldOutLosses(Observer):
         lengths: Sequence[int],
         records: StepRecords,
         every: int,
+        first_token: int | None = None,
     ) -> None:
         super().__init__(records, every)
         if not lengths or any(windows.shape[1] % length for length in lengths):
@@ -128,7 +130,7 @@ class HeldOutLosses(Observer):
                 f"lengths: expected divisors of the windows' {windows.shape[1]} tokens, got "
                 f"{list(lengths)}"
             )
-        self.windows, self.lengths = windows, list(lengths)
+        self.windows, self.lengths, self.first_token = windows, list(lengths), first_token
 
     def observe(self, model: Any, step: int, *, writes: bool) -> None:
         losses = {n: self.mean_loss(model, self.windows.view(-1, n)) for n in self.lengths}
@@ -144,6 +146,8 @@ class HeldOutLosses(Observer):
         total = 0.0
         for piece in pieces.split(1):
             ids = piece.to(device).long()
+            if self.first_token is not None:
+                ids = torch.cat([torch.full_like(ids[:, :1], self.first_token), ids[:, 1:]], dim=1)
             targets = Targets(ids, None, None, _LOSS_CHUNK)
             total += float(model(input_ids=ids, targets=targets)[0])
         return total / len(pieces)

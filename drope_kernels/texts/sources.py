@@ -5,22 +5,44 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["text", "json lines", "parquet", "dataset"]
+from drope_kernels.texts.compression import COMPRESSIONS, compression_of
+
+Kind = Literal["text", "json lines", "json", "table", "parquet", "dataset"]
 KIND_OF_SUFFIX: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
     ".rst": "text",
     ".jsonl": "json lines",
     ".ndjson": "json lines",
+    ".json": "json",
+    ".csv": "table",
+    ".tsv": "table",
     ".parquet": "parquet",
 }
-_KNOWN = ".txt .md .rst .jsonl .ndjson (each also with .gz), .parquet"
-_PACKAGES: dict[Kind, tuple[str, str]] = {  # what is imported, and the extra that brings it
+_KNOWN = (
+    f".txt .md .rst .jsonl .ndjson .json .csv .tsv (each also with {' '.join(COMPRESSIONS)}), "
+    ".parquet"
+)
+# They hold texts as a rule, and nothing here reads them: passed by, they would be missed.
+_UNREAD_TEXTS = frozenset(
+    [
+        *(".text", ".tex", ".htm", ".html", ".xml", ".yaml", ".yml"),
+        *(".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx"),
+        *(".arrow", ".feather", ".orc", ".avro", ".npy", ".bin", ".db", ".sqlite", ".warc", ".wet"),
+        *(".tar", ".tgz", ".zip", ".7z", ".rar", ".lz4", ".br", ".zstd"),
+    ]
+)
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PACKAGES: dict[str, tuple[str, str]] = {  # what is imported, and the extra that brings it
+    ".zst": ("pyarrow", "train"),
+    "table": ("pyarrow.csv", "train"),
     "parquet": ("pyarrow.parquet", "train"),
     "dataset": ("datasets", "datasets"),
 }
@@ -76,11 +98,15 @@ class Source:
 def find_sources(sources: Any) -> tuple[Source, ...]:
     """Every file and dataset that `sources` names, in order; folders sorted and recursive.
 
+    In a folder other kinds of files are passed by with a warning; a link to a folder that was
+    walked already is not followed again.
+
     Args:
         sources: a path, a `datasets.Dataset`, or an iterable of these.
 
     Raises:
-        ValueError: a path that is not there, a kind of file that is not known, nothing to read.
+        ValueError: a path that is not there, a kind of file that is not known, in a folder one that
+            texts come in, nothing to read.
         TypeError: a stream, or something else that is no source.
         ImportError: a package that a source needs.
     """
@@ -89,9 +115,44 @@ def find_sources(sources: Any) -> tuple[Source, ...]:
     found = [one for source in sources for one in _expand(source)]
     if not found:
         raise ValueError("sources: expected at least one file, folder or dataset, got none")
-    for kind in dict.fromkeys(source.kind for source in found):
-        _require_package(kind)
+    for source in found:
+        _check_no_pointer(source)
+        _require_package(source, source.kind)
+        _require_package(source, compression_of(Path(source.name)) or "")
+    _warn_of_repeated(found)
     return tuple(found)
+
+
+def _check_no_pointer(source: Source) -> None:
+    path = Path(source.name)
+    if source.dataset is not None or path.is_dir():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path}: expected texts, got git-lfs's pointer to them; fetch them with git lfs "
+                "pull"
+            )
+
+
+def _warn_of_repeated(found: list[Source]) -> None:
+    """A file that is read twice, under whatever name, counts twice in all that follows."""
+    sizes: dict[Any, list[int]] = {}
+    for source in found:
+        path = Path(source.name)
+        what = source.name if source.dataset is not None else path.resolve()
+        sizes.setdefault(what, []).append(path.stat().st_size if path.is_file() else 0)
+    repeated = [what for what, each in sizes.items() if len(each) > 1]
+    if not repeated:
+        return
+    again = sum(sum(sizes[what][1:]) for what in repeated)
+    total = sum(map(sum, sizes.values()))
+    share = f", {again / total:.0%} of the bytes" if again else ""
+    more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+    warnings.warn(
+        f"sources: {repeated[0]}{more} named more than once and read as often{share}; name it once",
+        stacklevel=2,
+    )
 
 
 def _expand(source: Any) -> Iterator[Source]:
@@ -132,7 +193,9 @@ def _expand_folder(folder: Path) -> Iterator[Source]:
             f"{folder}: expected one split of a saved dataset, got a folder of the splits "
             f"{splits}; name those to train on"
         )
-    found = list(_walk(folder))
+    walk = _Walk(folder)
+    found = list(walk.sources(folder))
+    walk.tell_what_was_left()
     if not found:
         raise ValueError(
             f"{folder}: expected a folder with files of the kinds {_KNOWN}, or a saved dataset, "
@@ -141,27 +204,55 @@ def _expand_folder(folder: Path) -> Iterator[Source]:
     yield from found
 
 
-def _walk(folder: Path) -> Iterator[Source]:
-    """Known files under the folder; others, such as pictures beside a text, are passed by."""
-    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        yield Source(str(folder), "dataset")
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(path)
-        elif (kind := _kind_of(path)) is not None:
-            yield Source(str(path), kind)
+class _Walk:
+    """One way through a folder and those in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.walked: set[Path] = set()  # a folder may link to itself
+        self.unread: list[Path] = []  # of _UNREAD_TEXTS
+        self.passed_by: Counter[str] = Counter()  # others, such as pictures beside a text
+
+    def sources(self, folder: Path) -> Iterator[Source]:
+        real = folder.resolve()
+        if real in self.walked:
+            return
+        self.walked.add(real)
+        if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+            yield Source(str(folder), "dataset")
+            return
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                yield from self.sources(path)
+            elif (kind := _kind_of(path)) is not None:
+                yield Source(str(path), kind)
+            elif compression_of(path) or path.suffix.lower() in _UNREAD_TEXTS:
+                self.unread.append(path)
+            else:
+                self.passed_by[path.suffix or path.name] += 1
+
+    def tell_what_was_left(self) -> None:
+        """Raises for files that must not be missed, warns of the others."""
+        if self.unread:
+            more = f" and {len(self.unread) - 1} more" if len(self.unread) > 1 else ""
+            raise ValueError(
+                f"{self.folder}: expected files of the kinds {_KNOWN}, got {self.unread[0]}{more}, "
+                "which would not be read; convert it, move it elsewhere, or name the files to read"
+            )
+        if self.passed_by:
+            kinds = ", ".join(f"{number} {kind}" for kind, number in self.passed_by.items())
+            warnings.warn(f"{self.folder}: no texts, passed by: {kinds}", stacklevel=2)
 
 
 def _kind_of(path: Path) -> Kind | None:
-    name = path.name.lower()
-    kind = KIND_OF_SUFFIX.get(Path(name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and name.endswith(".gz") else kind
+    compression = compression_of(path)
+    kind = KIND_OF_SUFFIX.get((path.with_suffix("") if compression else path).suffix.lower())
+    return None if kind == "parquet" and compression else kind
 
 
-def _require_package(kind: Kind) -> None:
+def _require_package(source: Source, kind: str) -> None:
     """Imports it now, so that a missing one is not found after an hour of reading."""
     if kind not in _PACKAGES:
         return
@@ -170,6 +261,6 @@ def _require_package(kind: Kind) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"sources: reading a {kind} needs {package}, and {error.name} is missing: "
+            f"{source.name}: reading a {kind} needs {package}, and {error.name} is missing: "
             f"pip install 'drope_kernels[{extra}]'"
         ) from error

@@ -12,15 +12,17 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tokenizers import processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from drope_kernels.evaluate import WRITTEN_TASKS, write_cases
 from drope_kernels.evaluate.inputs import InputChoice, draw_inputs
-from drope_kernels.evaluate.tokens import encode, first_token, split_text
+from drope_kernels.evaluate.tokens import encode, split_text
 from drope_kernels.evaluate.written_needles import numbers_in
+from drope_kernels.texts.tokens import first_token
 
 LENGTH = 800
+QUESTIONS = "Remember this: the value locker code codes of is. Question: which what are names have?"
 TEXT = "The list holds 1234567 entries; sorting keeps the order of equal ones.\n" * 60
 
 
@@ -76,6 +78,46 @@ def test_a_reader_is_right(tokenizer, text, task):
     assert scores.mean_share == 1.0
     assert scores.seed == (3, 3, 4, 4)
     assert {seed: score.trials for seed, score in scores.by_seed().items()} == {3: 2, 4: 2}
+
+
+def spaced(tokenizer):
+    """Words, lowered, and single digits, with a space between all of them when decoded."""
+    words = sorted({*re.findall(r"[a-z]+|[^\sa-z\d]", f"{TEXT} {QUESTIONS}".lower())})
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    entries = [*words, *(f"##{x}" for x in letters), *letters, *"0123456789", "?", "[UNK]"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(entries))}
+    backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    backend.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+def lowered(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [lowered, spaced])
+@pytest.mark.parametrize("task", WRITTEN_TASKS)
+def test_answers_are_found_as_the_tokenizer_writes_them(tokenizer, task, make):
+    """Each is solved by the words that were hidden, whatever becomes of them in decoding."""
+    changed = make(tokenizer)
+    text = encode(changed, TEXT)[:2000]
+    cases = write_cases(task, changed, text, LENGTH, 3)
+    for case in cases.cases:
+        prompt = changed.decode(case.prompt.tolist())
+        assert all(word in prompt for word in case.writing.wanted + case.writing.unwanted)
+        assert not any(word.isupper() for word in case.writing.wanted)
+        answer = ", ".join(word.replace(" ", "") for word in case.writing.wanted)
+        told = encode(changed, f" {answer}")
+        assert cases._judge(case, told)[1]
+        assert len(told) <= case.num_new_tokens
+        wrong = encode(changed, f" {answer[:-1]}{'1' if answer[-1] != '1' else '2'}")
+        assert not cases._judge(case, wrong)[1]
 
 
 @pytest.mark.parametrize("task", ["single", "multi-value"])

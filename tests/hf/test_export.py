@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hf_models import FAMILIES, build, copied, dropped, tokens
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import AutoModelForCausalLM
@@ -247,6 +248,25 @@ def test_no_way_back_from_a_folded_temperature(tmp_path: Path) -> None:
     again = hf.export(hf.set_temperature(loaded, 1.1), tmp_path / "again")
     close(logits(stock(again)), logits(dropped("qwen3", BETA * 1.1)))
     assert not config_of(again)["drope"]["export"]["restorable"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_weight_that_is_no_number_is_refused(value: float, name: str, tmp_path: Path) -> None:
+    """Also where no token of the verification reads it."""
+    live = dropped("llama")
+    hf.export(live, tmp_path / "good")
+    with torch.no_grad():
+        live.get_parameter(name)[-1, -1] = value
+    for verify in (True, False):
+        with pytest.raises(ValueError, match=f"got 1 inf or NaN in {re.escape(name)}"):
+            hf.export(live, tmp_path / "out", verify=verify)
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+    weights = load_file(tmp_path / "good" / "model.safetensors")
+    weights[name][-1, -1] = value
+    save_file(weights, tmp_path / "good" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="inf or NaN in"):
+        hf.verify_export(tmp_path / "good")
 
 
 # ---- refusals ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from recalibrations import (
     llama,
     result,
     same,
+    save,
     stop,
     weights,
     write_start,
@@ -33,6 +35,7 @@ from drope_kernels.cli import main
 from drope_kernels.hf import DropState, load_model
 from drope_kernels.recalibrate import PackedFolder
 from drope_kernels.recalibrate.records import StepRecords
+from drope_kernels.recalibrate.samples import HeldOutLosses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -195,6 +198,33 @@ def test_norms_are_trained_and_kept(form, start, tmp_path):
         ids = torch.arange(20)[None]
         with torch.no_grad():
             torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_training_begins_documents_as_samples_and_sweeps_begin(start, tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer(bos=True)
+    save(tmp_path / "model", llama(vocab_size=258), tokenizer)
+    seen = []
+    stock = HeldOutLosses.mean_loss
+
+    def mean_loss(sweep, model, pieces):
+        seen.append(sweep.first_token)
+        return stock(sweep, model, pieces)
+
+    monkeypatch.setattr(HeldOutLosses, "mean_loss", mean_loss)
+    for name, switch, first in (("with", [], 257), ("without", ["--no_bos"], None)):
+        out = tmp_path / name
+        given = command(start, out, *WATCHED, *switch, steps="1")
+        given[given.index("--model") + 1] = str(tmp_path / "model")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "bos:")
+            assert main(given) == 0
+        tokens = PackedFolder.load(out / "data").tokens("train")
+        starts = PackedFolder.load(out / "data").starts("train")[:-1]
+        assert (tokens == 257).sum() == (len(starts) if first else 0)
+        assert (tokens[starts] == 257).all() == bool(first)
+        assert result(out)["settings"]["bos"] is bool(first)
+        assert set(seen) == {first}
+        seen.clear()
 
 
 def test_some_layers_may_keep_their_positions(start, tmp_path):

@@ -21,12 +21,14 @@ from recalibrations import (
     write_start,
 )
 from safetensors import SafetensorError
-from texts import byte_tokenizer
+from texts import byte_tokenizer, documents_of
 from tokenizers import processors
-from transformers import LlamaForCausalLM
+from transformers import DogeConfig, DogeForCausalLM, LlamaForCausalLM
 
 from drope_kernels.cli import main
+from drope_kernels.recalibrate import enough, pack_documents
 from drope_kernels.recalibrate import run as running
+from drope_kernels.recalibrate.run_config import read_run_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,6 +143,14 @@ def test_a_corrupt_line_is_named_and_can_be_left_out(start, tmp_path, capsys):
         assert main([*given, "--skip_corrupt"]) == 0
 
 
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
 WRONG_ROPE = {
     "half a scaling": {"rope_type": "linear", "rope_theta": 1e4},
     "foreign scaling": {"rope_type": "spiral", "rope_theta": 1e4},
@@ -154,9 +164,12 @@ def broken(name, start, tmp_path):
     changes = {
         "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
         "vocabulary": {"vocab_size": 200, "eos_token_id": 199},
+        "dropout": {"attention_dropout": 0.1},
     }
     if name == "no model":
         return str(folder)
+    if name == "own mask":
+        return save(folder, DogeForCausalLM(DogeConfig(**SIZES)))
     tokenizer = byte_tokenizer(eos=name != "no eos")
     if name == "no start":
         plain = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
@@ -165,6 +178,9 @@ def broken(name, start, tmp_path):
     if name == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
+    if name == "cut weights":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[:-1])
     if name == "no tokens":
         (folder / "tokenizer.json").write_text('{"version": ')
     if name in WRONG_ROPE:
@@ -190,6 +206,12 @@ def broken(name, start, tmp_path):
         ("half a scaling", "a config.json that transformers reads in .*Missing .*'factor'"),
         ("foreign scaling", "expected a rope_type of .*yarn or default, got 'spiral'; mend"),
         ("no parameters", "a config.json that transformers reads in .*rope_parameters"),
+        (
+            "dropout",
+            "dropout: expected 0, got 0.1; set attention_dropout=0 in the config; or",
+        ),
+        ("own mask", r"got one that computes with it \(mask.dtype\)"),
+        ("cut weights", "expected whole weights in .*model.safetensors"),
         ("dropped", "got one with 2 of 2 layers dropped; --drop none trains it on"),
     ],
 )
@@ -200,10 +222,35 @@ def test_wrong_models_are_refused_before_their_weights_are_read(
     monkeypatch.setattr(running, "load_model", None)
     capsys.readouterr()
     given = command(start, tmp_path / "out", "--samples", "")
+    if name == "own mask":
+        given += ["--drop", "none", "--samples", "a"]
+    if name in ("dropout", "cut weights"):
+        given += ["--samples", "a"]
     given[given.index("--model") + 1] = model
     assert main(given) == 2
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_ids_beyond_the_embedding_count_where_a_text_has_them(start, tmp_path, capsys):
+    """Gemma 3 has such an id, which no text gets."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    tokenizer = byte_tokenizer(more=1)
+    tokenizer.add_tokens(["<image>"])
+    save(model, llama(), tokenizer)  # ids 257 and 258 are beyond
+    given = command(start, out, steps="1")
+    given[given.index("--model") + 1] = str(model)
+    assert main(given) == 0
+    given[given.index("--output_dir") + 1] = str(tmp_path / "other")
+    assert main([*given, "--samples", "an <image>"]) == 2
+    assert "got 258 in the prompt 'an <image>'; put the model's" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "b.txt").write_text("an <image> in it")
+    given[given.index("--data") + 1] = str(tmp_path / "*.txt")
+    assert main(given) == 2
+    shown = capsys.readouterr().err
+    assert "tokenizer: expected ids below 257, the model's vocabulary, got 258 in the text" in shown
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -256,6 +303,62 @@ def test_a_finished_run_is_made_longer_where_its_schedule_allows(start, tmp_path
     assert "Only a constant schedule" in capsys.readouterr().err
 
 
-def test_too_little_text_is_said_with_numbers(start, tmp_path, capsys):
-    assert main(command(start, tmp_path / "out", "--length_sweep", "100")) == 1
-    assert "expected at least length * count" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--length_sweep", "1", "100"],
+            "length_sweep: expected at least 100 x context_length x s",
+        ),
+        (["--length_sweep", "1", "100"], "= 100 x 32 x 4 = 12800 held-out tokens, got "),
+        (
+            ["--length_sweep", "9", "--validation_share", "0.001"],
+            "raise validation_share=0.001, na",
+        ),
+        (["--length_sweep", "9", "--validation_data", "{short}"], "got 4; give more data, name"),
+        (
+            ["--eval_steps", "5", "--validation_data", "{short}"],
+            "eval_steps: expected a row of con",
+        ),
+        (["--batch_size", "999"], "batch_size x context_length = 999 x 32 = 31968 tokens to train"),
+        (["--data", "{short}"], "validation_share: expected two documents or more"),
+        (["--recipe", "smollm2_135m", "--context_length", "32"], "batch_size: expected at least"),
+    ],
+)
+def test_too_little_text_is_said_before_it_is_packed(more, message, start, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("abc")
+    more = [word.format(short=tmp_path / "short.txt") for word in more]
+    if "smollm2_135m" in more:
+        more += ["--batch_size", "256", "--sequences_per_step", "256"]
+    assert main(command(start, tmp_path / "out", *more)) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_text_is_said_of_packed_text_too(start, tmp_path, capsys):
+    cache = ["--data_cache", str(tmp_path / "tokens")]
+    assert main(command(start, tmp_path / "one", *cache, steps="1")) == 0
+    assert main(command(start, tmp_path / "two", *cache, "--length_sweep", "100")) == 1
+    assert "length_sweep: expected at least 100 x context_length" in capsys.readouterr().err
+
+
+def test_enough_is_what_packing_gives(tmp_path, monkeypatch):
+    """The look before packing counts to within an EOS a document what is packed, for any draw."""
+    monkeypatch.setattr(enough.Need, "_check", lambda need, found: found_tokens.update(found))
+    texts = documents_of(*(f"{i} " * (i + 1) for i in range(30)), " ")
+    for seed, share in ((0, 0.01), (1, 0.01), (2, 0.3)):
+        given = [
+            *("--model", "m", "--data", "d", "--output_dir", "o", "--steps", "1"),
+            *("--length_sweep", "1000", "--batch_size", "9999"),
+            *("--seed", str(seed), "--validation_share", str(share)),
+        ]
+        found_tokens = {}
+        config = read_run_config(given)
+        enough.Need(config, 32).check_documents(texts, None, byte_tokenizer())
+        packed = pack_documents(
+            texts, byte_tokenizer(), tmp_path / str(seed), seed=seed, validation_share=share
+        )
+        assert found_tokens["validation"] == packed.num_tokens("validation") > 0
+        assert found_tokens["train"] >= packed.num_tokens("train")

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import pairwise
 from threading import Event
 from types import NoneType
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import EOS, byte_tokenizer, documents_of
+from texts import EOS, TEXTS, byte_tokenizer, contents, documents_of, ids_of, pack
 
 from drope_kernels.recalibrate import (
     PackedFolder,
@@ -23,24 +22,6 @@ from drope_kernels.recalibrate import (
     packing,
     read_documents,
 )
-
-TEXTS = ["One document.", "  \n", "Another, longer document: grün 🙂.\n", "", "Third"]
-
-
-def pack(folder, texts=TEXTS, tokenizer=None, **options):
-    options = {"validation_share": 0.0} | options
-    return pack_documents(documents_of(*texts), tokenizer or byte_tokenizer(), folder, **options)
-
-
-def contents(packed, split="train"):
-    """Token ids of each document of a split."""
-    tokens, starts = packed.tokens(split).tolist(), packed.starts(split).tolist()
-    return [tokens[begin:end] for begin, end in pairwise(starts)]
-
-
-def ids_of(text, tokenizer):
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
 
 # ---- what the files hold ---------------------------------------------------------------------
 
@@ -129,6 +110,29 @@ def test_the_validation_split_is_drawn_document_by_document(tmp_path):
     assert splits("fewer", number=200) == [x for x in first if x in texts[:200]]
 
 
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_of_a_few_documents_each_split_gets_one(tmp_path, share):
+    """Whatever the draw leaves empty, for every seed and number."""
+    tokenizer, moved = byte_tokenizer(), set()
+    for number in (2, 3, 10, 50):
+        texts = [f"document {i}" for i in range(number)]
+        for seed in range(8):
+            name = f"{number} {seed}"
+            packed = pack(tmp_path / name, texts, tokenizer, validation_share=share, seed=seed)
+            train, held_out = contents(packed, "train"), contents(packed, "validation")
+            assert train
+            assert held_out
+            assert sorted(train + held_out) == sorted(ids_of(text, tokenizer) for text in texts)
+            assert train == [x for x in (ids_of(text, tokenizer) for text in texts) if x in train]
+            assert packed.num_documents("validation") == len(held_out)
+            assert packed.largest_token("validation") == tokenizer.eos_token_id
+            if number == 10 and len(held_out) == 1:
+                moved.add(tuple(held_out[0]))
+    assert share > 0.5 or len(moved) > 3  # not always the same one
+    again = pack(tmp_path / "again", texts, tokenizer, validation_share=share, seed=7)
+    assert again.fingerprint("validation") == packed.fingerprint("validation")
+
+
 def test_validation_documents_of_their_own(tmp_path):
     packed = pack(tmp_path / "packed", validation_documents=documents_of("held out"))
     assert contents(packed, "validation") == [ids_of("held out", byte_tokenizer())]
@@ -140,7 +144,7 @@ def test_validation_documents_of_their_own(tmp_path):
     [
         ([], {}, ValueError, "documents: expected text, got 0 empty documents"),
         (["", " "], {}, ValueError, "expected text, got 2 empty documents"),
-        (["a", "b"], {"validation_share": 0.01}, ValueError, "2 of 2 documents are 1"),
+        (["a", ""], {"validation_share": 0.01}, ValueError, "1 documents for training and 0 for"),
         (["a"], {"validation_documents": []}, ValueError, "give more validation_documents"),
         (["a"], {"validation_share": 1.0}, ValueError, "validation_share: expected a number in"),
         (["a"], {"seed": 1.5}, ValueError, "seed: expected an int"),
@@ -186,6 +190,7 @@ def test_a_folder_is_used_again_by_the_same_call_only(tmp_path):
         ({"tokenizer": byte_tokenizer(more=1)}, "different tokenizer;"),
         ({"validation_share": 0.5}, "different validation_share, seed;"),
         ({"validation_documents": held_out}, "different validation_documents;"),
+        ({"tokenizer": byte_tokenizer(bos=True)}, "different bos_token_id, tokenizer;"),
     ):
         with pytest.raises(ValueError, match=message):
             again(**change)

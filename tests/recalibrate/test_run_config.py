@@ -8,6 +8,7 @@ import pytest
 from repository import ROOT
 
 from drope_kernels.cli import main
+from drope_kernels.recalibrate.other_names import OTHER_NAMES
 from drope_kernels.recalibrate.recipes import recipe_file, recipe_names
 from drope_kernels.recalibrate.run_config import RunConfig, read_run_config
 
@@ -76,6 +77,53 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_pa
     config = read_run_config([str(file), "--gradient_accumulation", "3", "--steps", "2"])
     assert (config.sequences_per_step, config.gradient_accumulation) == (None, 3)
     assert (config.steps, config.tokens) == (2, None)
+
+
+@pytest.mark.parametrize("text", ["1e6", "1_000_000", "1000000", "1.0e+6", "10e5"])
+def test_a_whole_number_is_written_as_people_write_it(text, tmp_path):
+    config = read_run_config([*PATHS, "--tokens", text, "--length_sweep", "1e0", "2"])
+    assert (config.tokens, config.length_sweep) == (1_000_000, [1, 2])
+    file = tmp_path / "run.yaml"
+    file.write_text(f"tokens: {text}\nlength_sweep: [1e0, 2]\nbatch_size: 2e0\n")
+    config = read_run_config([str(file), *PATHS])
+    assert (config.tokens, config.length_sweep, config.batch_size) == (1_000_000, [1, 2], 2)
+    assert isinstance(config.tokens, int)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.5", "inf", "nan", "", "ten", "1e6x"])
+def test_what_is_no_whole_number_is_refused(text):
+    with pytest.raises(ValueError, match=re.escape(f"tokens: invalid int value: {text!r}")):
+        read_run_config([*PATHS, "--tokens", text])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("lr", "learning_rate"),
+        ("max-seq-length", "context_length"),
+        ("per_device_train_batch_size", "batch_size"),
+        ("gradient_accumulation_steps", "gradient_accumulation"),
+        ("gradient_checkpointing", "activation_checkpointing"),
+        ("warmup_ratio", "warmup"),
+        ("out", "output_dir"),
+    ],
+)
+def test_a_field_is_found_by_the_name_it_has_elsewhere(theirs, ours, tmp_path):
+    with pytest.raises(ValueError, match=rf"--{theirs}; did you mean --{ours}\?$"):
+        read_run_config([*PATHS, f"--{theirs}", "1"])
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{theirs}: 1\n")
+    with pytest.raises(ValueError, match=rf"'{theirs}'; did you mean {ours}\?$"):
+        read_run_config([str(file), *PATHS])
+
+
+def test_names_that_fields_have_elsewhere_are_theirs_alone():
+    """Each names one of our fields, and is none itself."""
+    words = [word for others in OTHER_NAMES.values() for word in others.split()]
+    assert len(set(words)) == len(words)
+    fields = set(RunConfig.__dataclass_fields__)
+    assert set(OTHER_NAMES) <= fields
+    assert not fields & set(words)
 
 
 WRONG_SETTINGS = {

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 import warnings
 
 import pytest
+from text_files import (
+    TEXTS,
+    compressed,
+    dataset,
+    saved,
+    write_json_lines,
+    write_list,
+    write_parquet,
+    write_table,
+)
 
 from drope_kernels.recalibrate import Document, read_documents
-
-TEXTS = ["First.\nOf two lines.", "", "Zweites: grün, 字, 🙂\r\n"]
-
-
-def write_json_lines(path, texts=TEXTS, column="text"):
-    rows = [json.dumps({"id": i, column: text}) for i, text in enumerate(texts)]
-    path.write_text("\n".join(rows) + "\n\n", encoding="utf-8")
-    return path
-
-
-def write_parquet(path, texts=TEXTS, column="text", rows=2):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    table = pyarrow.table({"id": list(range(len(texts))), column: texts})
-    parquet.write_table(table, path, row_group_size=rows)
-    return path
-
-
-def dataset(texts=TEXTS, column="text"):
-    datasets = pytest.importorskip("datasets")
-    return datasets.Dataset.from_dict({"id": list(range(len(texts))), column: texts})
-
-
-def saved(path, texts=TEXTS):
-    made = dataset(texts)
-    made.save_to_disk(path)
-    return path
-
-
-def compressed(path):
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
-    return path.with_name(path.name + ".gz")
 
 
 @pytest.mark.parametrize("ending", [".txt", ".md", ".rst", ".TXT", ".txt.gz"])
@@ -60,12 +34,24 @@ def test_a_text_file_is_one_document(tmp_path, ending, mark):
     [
         lambda folder: write_json_lines(folder / "a.jsonl"),
         lambda folder: write_json_lines(folder / "a.ndjson"),
+        lambda folder: write_json_lines(folder / "a.json"),
+        lambda folder: write_list(folder / "a.json"),
+        lambda folder: write_table(folder / "a.csv"),
+        lambda folder: write_table(folder / "a.tsv"),
         lambda folder: compressed(write_json_lines(folder / "a.jsonl")),
+        lambda folder: compressed(write_json_lines(folder / "a.jsonl"), ".bz2"),
+        lambda folder: compressed(write_json_lines(folder / "a.jsonl"), ".zst"),
+        lambda folder: compressed(write_list(folder / "a.json"), ".xz"),
+        lambda folder: compressed(write_table(folder / "a.csv"), ".zst"),
+        lambda folder: compressed(write_table(folder / "a.tsv")),
         lambda folder: write_parquet(folder / "a.parquet"),
         lambda folder: saved(folder / "a"),
         lambda folder: dataset(),
     ],
-    ids=["jsonl", "ndjson", "jsonl.gz", "parquet", "saved dataset", "dataset"],
+    ids=[
+        *("jsonl", "ndjson", "json lines", "json list", "csv", "tsv", "jsonl.gz", "jsonl.bz2"),
+        *("jsonl.zst", "json.xz", "csv.zst", "tsv.gz", "parquet", "saved dataset", "dataset"),
+    ],
 )
 def test_rows_are_documents(tmp_path, make):
     documents = read_documents(make(tmp_path))
@@ -100,7 +86,9 @@ def test_folders_are_read_in_order_with_what_lies_in_them(tmp_path):
         (tmp_path / name).write_text(name)
     saved(tmp_path / "d", ["row"])
     expected = ["a.md", "b/2.txt", "b/deeper/1.txt", "c.txt", "row"]
-    assert [one.text for one in read_documents(tmp_path)] == expected
+    with pytest.warns(UserWarning, match=r"no texts, passed by: 1 \.png$"):
+        documents = read_documents(tmp_path)
+    assert [one.text for one in documents] == expected
     mixed = [str(tmp_path / "c.txt"), tmp_path / "b", dataset(["live"])]
     assert [one.text for one in read_documents(mixed)] == ["c.txt", *expected[1:3], "live"]
 
@@ -130,11 +118,15 @@ def test_what_is_no_source_is_refused_before_reading(tmp_path, sources, error, m
         read_documents(sources(tmp_path))
 
 
-@pytest.mark.parametrize(("ending", "extra"), [("parquet", "train"), ("dataset", "datasets")])
+@pytest.mark.parametrize(
+    ("ending", "extra"),
+    [("parquet", "train"), ("jsonl.zst", "train"), ("csv", "train"), ("dataset", "datasets")],
+)
 def test_a_missing_package_is_named_before_reading(tmp_path, monkeypatch, ending, extra):
-    source = saved(tmp_path / "a") if ending == "dataset" else tmp_path / "a.parquet"
-    (tmp_path / "a.parquet").touch()
-    for package in ("pyarrow.parquet", "datasets"):
+    source = saved(tmp_path / "a") if ending == "dataset" else tmp_path / f"a.{ending}"
+    if ending != "dataset":
+        source.touch()
+    for package in ("pyarrow", "pyarrow.parquet", "pyarrow.csv", "datasets"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install 'drope_kernels\[{extra}\]'"):
         read_documents(source)
@@ -204,6 +196,41 @@ CORRUPT = {
         lambda folder: cut(compressed(write_json_lines(folder / "a.jsonl", LONG)), 0.5),
         r"a.jsonl.gz, after line \d{3,}: expected the rest of a gzip file",
         None,
+    ),
+    "cut zstandard": (
+        lambda folder: cut(compressed(write_json_lines(folder / "a.jsonl", LONG), ".zst"), 0.9),
+        r"a.jsonl.zst, after line \d+: expected the rest of a zstandard file",
+        None,
+    ),
+    "no bzip2": (
+        lambda folder: write_bytes(folder / "a.txt.bz2", b"plain"),
+        "a.txt.bz2: expected a whole bzip2 file",
+        0,
+    ),
+    "cut xz": (
+        lambda folder: cut(compressed(write_list(folder / "a.json"), ".xz"), 0.5),
+        "a.json.xz: expected a whole xz file",
+        0,
+    ),
+    "cut list": (
+        lambda folder: cut(write_list(folder / "a.json"), 0.5),
+        "a.json: expected a list of JSON objects, got",
+        0,
+    ),
+    "a number in a list": (
+        lambda folder: write_bytes(folder / "a.json", b'[{"text": "one"}, 2, {"text": "three"}]'),
+        "a.json, row 2: expected a JSON object, got a int",
+        2,
+    ),
+    "ragged table": (
+        lambda folder: write_bytes(folder / "a.csv", b"id,text\n1,one\n2\n"),
+        "a.csv, after row 0: expected rows of a table, got CSV parse error: Row #3: Expected 2",
+        0,
+    ),
+    "no column in a table": (
+        lambda folder: write_bytes(folder / "a.csv", b"body\none\n"),
+        "a.csv: expected the column 'text' in its first line",
+        0,
     ),
     "cut Parquet": (
         lambda folder: cut(write_parquet(folder / "a.parquet", LONG), 0.5),
