@@ -205,7 +205,8 @@ def build(folder: Path) -> ModuleType:
     subprocess.run(
         [
             *common,
-            *("-O2", "-ftree-vectorize", "-mavx2", "-mfma", "-mf16c", "-DDROPE_INLINE=inline"),
+            *("-O2", "-ftree-vectorize", "-ffp-contract=off", "-DDROPE_INLINE=inline"),
+            *("-mavx2", "-mfma", "-mf16c"),
             *("-DDROPE_LANES=nobody", "-c", str(tiles / "attention_amx_emulated.cpp")),
             *("-o", str(kernels)),
         ],
