@@ -22,8 +22,10 @@ class RepeatedCall:
     """One validated dense call without index tensors, for other q, k, v laid out like its own."""
 
     def __init__(self, inputs: AttentionInputs) -> None:
-        self._inputs, self._rotates = inputs, inputs.rotation is not None
+        self._rotates = inputs.rotation is not None
         q, v = inputs.q, inputs.v
+        nothing = q.new_empty(0)  # the operands of the first call are not kept alive
+        self._inputs = inputs.with_operands(nothing, nothing, nothing)
         out = empty_in_order_of(q, (*q.shape[:3], v.shape[3]))
         self._out_shape, self._like_q = out.shape, False
         if out.shape == q.shape:

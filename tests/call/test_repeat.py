@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -170,6 +172,17 @@ def test_changed_operands_are_noticed() -> None:
         copy.add_(1.0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
+
+
+def test_a_known_call_keeps_none_of_its_tensors() -> None:
+    repeat.forget_all()
+    tensors = operands(10)
+    dk.attention(*tensors, rope=YARN).sum().backward()
+    assert repeat._known
+    references = [weakref.ref(x) for x in tensors]
+    del tensors
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
 
 
 def test_few_calls_are_remembered() -> None:
