@@ -73,6 +73,9 @@ def grid(*, backward: bool) -> list[BenchCase]:
             cases += [replace(base, rope=True), replace(base, num_heads_kv=2)]
             cases += [replace(base, seqlen=2048, causal=False)]
         cases.append(BenchCase(dtype, 64, 4096, backward=backward, threads=2))
+        # A batch of 8 in a ViT-B: 12 heads, 14 x 14 patches and a class token.
+        vit = BenchCase(dtype, 64, 197, num_heads_q=96, num_heads_kv=96, causal=False)
+        cases.append(replace(vit, backward=backward))
     return cases
 
 
