@@ -38,39 +38,35 @@ class RepeatedCall:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """out (B, Hq, Sq, Dv) and lse (B, Hq, Sq)."""
-        out = torch.empty_like(q) if self._like_q else empty_in_order_of(q, self._out_shape)
-        lse = torch.empty(q.shape[:3], dtype=torch.float32)
-        self._forward.run(
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            0,
-            0,
-            0,
-            torch.get_num_threads(),
-        )
-        return out, lse
+        return self._run(q, k, v, 0, 0, 0)
 
     def forward_for_backward(self, q: Tensor, k: Tensor, v: Tensor) -> Prepared:
         """out, lse, softmax_state, and q and k as backward takes them."""
+        softmax_state = empty_softmax_state(q, needed=True)
+        if not self._rotates:
+            return *self._run(q, k, v, softmax_state.data_ptr(), 0, 0), softmax_state, q, k
+        q_prepared, k_prepared = q.new_empty(q.shape), k.new_empty(k.shape)
+        kept = (softmax_state.data_ptr(), q_prepared.data_ptr(), k_prepared.data_ptr())
+        return *self._run(q, k, v, *kept), softmax_state, q_prepared, k_prepared
+
+    def _run(
+        self, q: Tensor, k: Tensor, v: Tensor, softmax_state: int, q_prepared: int, k_prepared: int
+    ) -> tuple[Tensor, Tensor]:
+        """out and lse; what backward needs is written to its addresses, unless they are 0."""
         out = torch.empty_like(q) if self._like_q else empty_in_order_of(q, self._out_shape)
-        lse, softmax_state = empty_lse(q), empty_softmax_state(q, needed=True)
-        q_prepared = q.new_empty(q.shape) if self._rotates else q
-        k_prepared = q.new_empty(k.shape) if self._rotates else k
+        lse = empty_lse(q)
         self._forward.run(
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
             out.data_ptr(),
             lse.data_ptr(),
-            softmax_state.data_ptr(),
-            q_prepared.data_ptr() if self._rotates else 0,
-            k_prepared.data_ptr() if self._rotates else 0,
+            softmax_state,
+            q_prepared,
+            k_prepared,
             torch.get_num_threads(),
         )
-        return out, lse, softmax_state, q_prepared, k_prepared
+        return out, lse
 
     def backward(
         self,
