@@ -2,17 +2,10 @@
 // against.
 #pragma once
 
-#include <ctime>
-
 #include "cpu/lanes/gemm.h"
+#include "cpu/thread_seconds.h"
 
 namespace drope::DROPE_ISA {
-
-DROPE_INLINE double thread_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 // The micro-kernel's accumulators, operands that never leave their registers.
 template <class Dot>

@@ -3,18 +3,12 @@
 
 #include <cstdint>
 #include <cstring>
-#include <ctime>
 
+#include "cpu/thread_seconds.h"
 #include "cpu/tiles/pack.h"
 #include "cpu/tiles/unroll.h"
 
 namespace drope::DROPE_ISA {
-
-inline double thread_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 // Random numbers: on zeros the clock of an Emerald Rapids stays a quarter higher than on data.
 inline double tile_peak(double seconds) {
